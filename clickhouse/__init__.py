@@ -1,0 +1,1 @@
+"""The store: schema, migrations, client, queries, and the embedded server."""

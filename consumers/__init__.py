@@ -1,0 +1,1 @@
+"""Collectors: from broker deliveries to rows in ClickHouse, exactly once."""

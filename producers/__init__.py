@@ -1,0 +1,1 @@
+"""Streamers: every source a GPU fleet has, turned into batches for the broker."""

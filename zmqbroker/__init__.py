@@ -1,0 +1,1 @@
+"""A durable, credit-based ZeroMQ message broker. Payload-agnostic: it reads headers, never bodies."""
