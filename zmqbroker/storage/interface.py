@@ -24,14 +24,14 @@ import numpy as np
 from zmqbroker.protocol import RECORD
 
 __all__ = [
-    "CONTROL_PARTITION", "CRC_BY_LOG", "KIND_CONTROL", "KIND_DATA", "KIND_GAP", "KIND_SNAPSHOT", "KIND_VOID", "RECORD", "Append",
-    "Chunk", "Commit", "Cut", "Dropped", "Entry", "Gap", "LogStats", "Recovered", "TopicLog",
+    "CONTROL_PARTITION", "CRC_BY_LOG", "KIND_CONTROL", "KIND_DATA", "KIND_GAP", "KIND_SNAPSHOT", "KIND_VOID", "RECORD",
+    "Append", "Chunk", "Commit", "Cut", "Dropped", "Entry", "Gap", "LogStats", "Recovered", "TopicLog",
 ]  # fmt: skip
 
 KIND_DATA: Final = 1  # a payload at an offset
 KIND_CONTROL: Final = 2  # an opaque journal entry of the core
 KIND_VOID: Final = 3  # an offset whose payload failed its CRC: no rows, no payload
-KIND_GAP: Final = 4  # offsets that are no more: ``offset`` to ``lowest``, both included; the payload is the reason (UTF-8)
+KIND_GAP: Final = 4  # offsets that are no more: ``offset`` to ``lowest``, both included; the payload is why (UTF-8)
 KIND_SNAPSHOT: Final = 5  # the core's whole state; recovery starts from the latest
 
 CONTROL_PARTITION: Final = 0xFFFF
@@ -113,8 +113,8 @@ class LogStats(NamedTuple):
 
 
 Entry: TypeAlias = tuple[Literal["control"], bytes] | tuple[Literal["data"], int, np.ndarray]
-"""("control", payload), or ("data", partition, records): DATA and VOID records (VOID: ``rows`` and ``length`` 0) in file
-order. Between two control entries the data comes grouped by partition."""
+"""("control", payload), or ("data", partition, records): DATA records in file order, grouped by partition between two
+control entries. VOID records are left out: their (session, seq) is not in the log and must not be taken for known."""
 
 
 class Recovered(NamedTuple):
@@ -180,7 +180,7 @@ class TopicLog(ABC):
     @abstractmethod
     def drop_before(self, floors: Sequence[int], older_than_ms: int, keep_bytes: int | None = None) -> Dropped:
         """Drop the oldest sealed segments, as far as each has every record below its partition's floor and its newest
-        record older than ``older_than_ms`` (a time; with ``keep_bytes`` also a younger one, while the log is larger than that)."""
+        record older than ``older_than_ms`` (a time); with ``keep_bytes`` also younger ones, while the log is larger."""
 
     @abstractmethod
     def stats(self) -> LogStats:
