@@ -89,7 +89,7 @@ class Device(NamedTuple):
     @property
     def gpu_key(self) -> int:
         """uint64 key of the GPU in the store: equals ``xxHash64(gpu_id)`` in ClickHouse."""
-        return xxhash.xxh64_intdigest(self.gpu_id)
+        return xxhash.xxh64_intdigest(self.gpu_id.encode())
 
     @property
     def labels_key(self) -> int:
@@ -182,7 +182,7 @@ def _decode_device(data: memoryview, at: int) -> tuple[Device, int]:
         raise BatchError(f"dictionary: a device cannot be read ({e})") from None
     if not isinstance(labels, dict) or not all(isinstance(v, str) for v in labels.values()):
         raise BatchError("dictionary: a device's labels are not an object of strings")
-    return Device(*fields[:10], tuple(sorted(labels.items()))), at
+    return Device._make((*fields[:10], tuple(sorted(labels.items())))), at
 
 
 def _compress(data: bytes, method: int) -> bytes:
@@ -262,7 +262,9 @@ class DictionaryEncoder:
             parts.append(_U16.pack(len(name)) + name)
         raw = b"".join(parts)
         if len(raw) > DICTIONARY_BYTES_MAX:
-            raise BatchError(f"the dictionary of {len(raw)} bytes is above {DICTIONARY_BYTES_MAX}; send fewer rows a batch")
+            raise BatchError(
+                f"a dictionary of {len(raw)} bytes is above {DICTIONARY_BYTES_MAX}; send fewer rows a batch"
+            )
         encoded = EncodedDictionary(
             stored=_compress(raw, self._method),
             raw_bytes=len(raw),
@@ -357,7 +359,8 @@ def read_header(payload: bytes | memoryview) -> Header:
     if header.dictionary_raw_bytes > DICTIONARY_BYTES_MAX:
         raise BatchError(f"the dictionary of {header.dictionary_raw_bytes} bytes is above {DICTIONARY_BYTES_MAX}")
     # An entry is at least its length prefixes: more entries than bytes is a lie that must not size a loop.
-    if header.devices * 22 + header.metrics * 2 > header.dictionary_raw_bytes or not header.devices or not header.metrics:
+    entry_bytes_min = header.devices * 22 + header.metrics * 2
+    if entry_bytes_min > header.dictionary_raw_bytes or not header.devices or not header.metrics:
         raise BatchError("the dictionary is too small for its entries")
     if header.dictionary_stored_bytes + header.columns_stored_bytes != len(payload) - HEADER_BYTES:
         raise BatchError("the payload's length differs from the header's sizes")
@@ -379,7 +382,8 @@ class BatchDecoder:
         if crc32c(view) != header.body_crc:
             raise BatchError("the body's checksum does not match")
         dictionary = self._dictionary(header, view[: header.dictionary_stored_bytes])
-        columns = _decompress(view[header.dictionary_stored_bytes :], header.columns_compression, header.columns_raw_bytes)
+        stored = view[header.dictionary_stored_bytes :]
+        columns = _decompress(stored, header.columns_compression, header.columns_raw_bytes)
         rows = header.rows
         timestamp_ns = np.frombuffer(columns, dtype="<i8", count=rows)
         value = np.frombuffer(columns, dtype="<f8", count=rows, offset=8 * rows)
