@@ -1,0 +1,33 @@
+"""Fixtures for every layer."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parent.parent
+REAL_CSV = ROOT.parent / "shared" / "data" / "dcgm_metrics_20250718_134233.csv"
+
+# A failure prints the blob that replays it; machines are shared, so time is no reason to fail.
+settings.register_profile(
+    "default", deadline=None, max_examples=60, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("ci", settings.get_profile("default"), max_examples=200)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture
+def real_csv() -> Path:
+    """A real DCGM export: 2,470 rows, 247 GPUs, 10 metrics. It is not part of the repository."""
+    if not REAL_CSV.exists():
+        pytest.skip(f"{REAL_CSV.name} is not beside the repository")
+    return REAL_CSV

@@ -1,0 +1,1 @@
+"""What several tests share. Import as ``tests.helpers.NAME``."""
