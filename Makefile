@@ -1,4 +1,11 @@
 # Every target is idempotent and quick the second time. `make help` lists them.
+#
+#   CSV=path        what `make run` plays (default: the bundled sample)
+#   DATA=dir        where `make run` and `make services` keep everything (default: data)
+#   PORT_BASE=n     ports counted from n instead of the default ones; PORT_API=n and so on for a single one
+#   SEEDS=n         how many random histories `make simulate` plays
+#   ARGS="..."      more arguments for pytest or a benchmark
+
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -9,9 +16,18 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+
+CSV ?= producers/sample/dcgm_sample.csv
+DATA ?= data
+ARGS ?=
+SEEDS ?= 100
+
+##@ Start here
 
 help:  ## list every target in a line
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
+	@awk -F':.*## ' '/^##@ /{printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' \
+		$(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP)  ## make .venv and install everything into it
 	@:
@@ -22,4 +38,55 @@ $(STAMP): setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[embedded,dev]'
 	@touch $@
 
-.PHONY: help setup
+run: $(STAMP)  ## run the whole pipeline in the foreground, fed by CSV (Ctrl-C ends it)
+	@exec $(BIN)/python deploy/local/run.py run --data "$(DATA)" --csv "$(CSV)"
+
+services: $(STAMP)  ## the same without the streamer
+	@exec $(BIN)/python deploy/local/run.py services --data "$(DATA)"
+
+stop: $(STAMP)  ## end a pipeline that runs on DATA in another terminal
+	@$(BIN)/python deploy/local/run.py stop --data "$(DATA)"
+
+##@ Tests and checks
+
+test: $(STAMP)  ## every test
+	$(PYTEST) $(ARGS)
+
+test-unit: $(STAMP)  ## tests of parts alone (unit, contract)
+	$(PYTEST) tests/unit tests/contract $(ARGS)
+
+test-integration: $(STAMP)  ## tests of parts with real neighbours (integration, simulation)
+	$(PYTEST) tests/integration tests/simulation $(ARGS)
+
+test-e2e: $(STAMP)  ## tests of the whole pipeline, started as a user would
+	$(PYTEST) tests/e2e $(ARGS)
+
+simulate: $(STAMP)  ## the broker's core and log under random histories (SEEDS=n of them)
+	SEEDS=$(SEEDS) $(PYTEST) tests/simulation $(ARGS)
+
+chaos: $(STAMP)  ## kill every process in turn while rows stream, then count every row
+	CHAOS=full $(PYTEST) tests/chaos $(ARGS)
+
+coverage: $(STAMP)  ## every test, with the lines they reach (htmlcov/index.html)
+	$(PYTEST) --cov --cov-report=term --cov-report=html $(ARGS)
+
+lint: $(STAMP)  ## ruff, import rules, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+##@ Measuring and documents
+
+bench: $(STAMP)  ## every benchmark; results in loadtest/results/
+	$(BIN)/python -m loadtest.bench all $(ARGS)
+
+openapi: $(STAMP)  ## write docs/openapi.json from the API's code
+	$(BIN)/python -m api.openapi > docs/openapi.json
+
+clean:  ## remove caches and build results; data and .venv stay
+	rm -rf build dist *.egg-info htmlcov artifacts .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	rm -f .coverage .coverage.*
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -print0 | xargs -0 rm -rf
+
+.PHONY: help setup run services stop test test-unit test-integration test-e2e simulate chaos coverage lint bench openapi clean
