@@ -67,6 +67,11 @@ class Breaker:
     def closed(self) -> bool:
         return self.state is State.CLOSED
 
+    @property
+    def troubled(self) -> bool:
+        """Has something failed since the store last worked?"""
+        return self._failures > 0
+
     def open(self, now_s: float, reason: str) -> None:
         """Open without a failure: at the start, before the store has answered for the first time."""
         self.state = State.OPEN

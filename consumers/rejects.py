@@ -1,0 +1,57 @@
+"""Rows that validation turns away, kept for inspection: by reason, with the address and the columns of the row.
+
+They are inserted by the same once-only insert as the accepted ones (R17): one block a day of *append*, because
+the time in the row may be nonsense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+import numpy as np
+
+from consumers.merge import Address, Rejected
+from consumers.validate import MS_A_DAY
+
+
+class RejectBlock(NamedTuple):
+    """Rejected rows whose batches were appended on one UTC day: arrays of one length, in the order of the log."""
+
+    day: int
+    """Days since the epoch, of the time of append."""
+    rejected: Rejected
+    batch: np.ndarray
+    """int64 a row: index of its batch in the delivery."""
+
+    @property
+    def rows(self) -> int:
+        return len(self.batch)
+
+    @property
+    def expected(self) -> dict[Address, int]:
+        """Rejected rows by batch."""
+        batches, counts = np.unique(self.batch, return_counts=True)
+        all_batches = self.rejected.rows.batches
+        return {
+            Address(all_batches[b].session, all_batches[b].seq): n for b, n in zip(batches.tolist(), counts.tolist())
+        }
+
+    def only(self, addresses: Collection[Address]) -> RejectBlock:
+        wanted = frozenset(addresses)
+        chosen = [b for b, one in enumerate(self.rejected.rows.batches) if Address(one.session, one.seq) in wanted]
+        return self._take(np.isin(self.batch, chosen))
+
+    def _take(self, mask: np.ndarray) -> RejectBlock:
+        rows, index, reason = self.rejected
+        return RejectBlock(self.day, Rejected(rows, index[mask], reason[mask]), self.batch[mask])
+
+
+def blocks(rejected: Rejected) -> list[RejectBlock]:
+    """Split by day of append: one block nearly always."""
+    rows = rejected.rows
+    ends = np.cumsum(rows.sizes)
+    batch = np.searchsorted(ends, rejected.index, side="right")
+    day = rows.appended_ms[batch] // MS_A_DAY
+    whole = RejectBlock(0, rejected, batch)
+    return [whole._take(day == d)._replace(day=d) for d in np.unique(day).tolist()]
