@@ -51,10 +51,10 @@ PORTS: Final = (
 STAGES: Final = (("streamer",), ("api", "rollup"), ("collector-1", "collector-2"), ("broker",), ("store",))
 """The order of stopping. Starting needs none: every program waits for what it needs."""
 
-STAGE_WAIT_S: Final = (3.0, 4.0, 8.0, 9.5, 10.5)
+STAGE_WAIT_S: Final = (3.0, 4.0, 8.0, 9.0, 10.0)
 """Seconds after Ctrl-C by which the next stage is told to stop, even if this one has not ended yet."""
 
-KILL_AFTER_S: Final = 11.0
+KILL_AFTER_S: Final = 10.7
 STOPPED_STATES: Final = frozenset({"STOPPED", "EXITED", "FATAL", "UNKNOWN"})
 COLOURS: Final = (36, 33, 32, 35, 34, 96, 93, 92, 95)
 PR_SET_PDEATHSIG: Final = 1
@@ -227,7 +227,7 @@ class Runner:
                 if state not in STOPPED_STATES:
                     self.logs.say("runner", f"{name} did not end in time: killed")
                     self._call("signalProcess", name, "KILL")
-            self._call("shutdown")
+            self._wait_stopped(self.programs, time.monotonic() + 0.3)
         self._end_supervisord()
         self.logs.drain()
 
@@ -241,6 +241,12 @@ class Runner:
     def _end_supervisord(self) -> None:
         if self._supervisord is None:
             return
+        # Its programs have ended; its own orderly end would only wait for its next look at them, up to a second.
+        # If they have not (it did not answer), SIGTERM makes it stop them.
+        with contextlib.suppress(OSError, xmlrpc.client.Error):
+            if all(state in STOPPED_STATES for state, _ in self.states().values()):
+                self._supervisord.kill()
+        self._supervisord.terminate()
         try:
             self._supervisord.wait(2)
         except subprocess.TimeoutExpired:
@@ -268,9 +274,8 @@ def has_command(program: str, command: str) -> bool:
     return tried.returncode == 0
 
 
-def serve(data: Path, csv: Path | None) -> int:
+def serve(data: Path, csv: Path | None, bin_directory: Path) -> int:
     """Run until a signal or until a program refuses its configuration; the exit code."""
-    bin_directory = Path(sys.executable).parent
     chosen = ports(os.environ)
     if csv is not None and not csv.is_file():
         fail(f"CSV={csv}: no such file")
@@ -350,11 +355,12 @@ def main() -> int:
     parser.add_argument("command", choices=("run", "services", "stop"))
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="directory of everything that is kept")
     parser.add_argument("--csv", type=Path, default=SAMPLE, help="file that the streamer plays")
+    parser.add_argument("--bin", type=Path, default=Path(sys.executable).parent, help="directory of the commands")
     args = parser.parse_args()
     data = args.data.resolve()
     if args.command == "stop":
         return stop(data)
-    return serve(data, args.csv.resolve() if args.command == "run" else None)
+    return serve(data, args.csv.resolve() if args.command == "run" else None, args.bin.absolute())
 
 
 if __name__ == "__main__":
