@@ -35,7 +35,7 @@ class FakeStore:
 
     ``script`` maps an operation ("open", "devices", "samples", "rejects", "count", "kill") to faults, one used a
     call: "away" (nothing reached it), "lost-after" (committed, answer lost), "lost-before" (not committed, answer
-    lost), "busy" (refused for now), "restart-after" (committed, then the store died), "strange".
+    lost), "busy" (refused for now), "down" (it stays away until ``up``), "restart-after" (committed, then the store died), "strange".
     """
 
     boot: int = 1
@@ -93,6 +93,9 @@ class FakeSession:
             fault = store.fault(table)
             if fault == "away":
                 raise StoreUnavailable("closed before anything was sent")
+            if fault == "down":
+                store.up = False
+                raise StoreUnavailable("the server went away")
             store.calls.append(Call(table, token, query_id, self.boot_id, rows))
             if fault == "busy":
                 raise StoreRefused("too many parts", 252, permanent=False)

@@ -185,10 +185,9 @@ def test_strange_answers_give_the_range_back_as_failed():
 
 
 def test_r23_while_the_store_is_away_nothing_is_taken_one_range_waits_and_all_is_stored_when_it_returns():
-    source, store = ScriptedSource(deliveries(20)), FakeStore()
+    source, store = ScriptedSource(deliveries(20)), FakeStore(script={"samples": deque(["", "", "", "down"])})
     with Running(source, store, workers=3) as running:
-        running.settled(2)
-        store.up = False
+        running.settled(3)
         deadline = time.monotonic() + 5
         while running.collector.breaker.closed:
             assert time.monotonic() < deadline
@@ -230,11 +229,10 @@ def test_a_stop_finishes_what_is_in_hand_and_gives_back_the_rest():
 
 
 def test_a_stop_while_the_store_is_away_gives_everything_back_at_once():
-    source, store = ScriptedSource(deliveries(10)), FakeStore()
+    source, store = ScriptedSource(deliveries(10)), FakeStore(script={"samples": deque(["", "down"])})
     running = Running(source, store)
     with running:
         running.settled(1)
-        store.up = False
         time.sleep(0.1)
         started = time.monotonic()
     assert time.monotonic() - started < 2
