@@ -69,7 +69,7 @@ class Application:
         if status == 405:
             headers.append(("Allow", "GET, HEAD"))
         start_response(_REASONS[status], headers)
-        return [data] if environ["REQUEST_METHOD"] == "GET" else []
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [data]
 
     def _answer(self, path: str) -> tuple[int, Any]:
         if path == "/health":

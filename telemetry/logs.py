@@ -29,10 +29,11 @@ def hide(secret: object) -> None:
     """Keep this value (text, or several in a tuple) out of every log line from now on."""
     values: Iterable[object] = secret if isinstance(secret, tuple | list) else (secret,)
     with _secrets_lock:
-        # json.dumps: a secret with a quote or a backslash looks different inside a JSON line.
         for text in (str(value) for value in values if value is not None):
             if len(text) >= SECRET_CHARACTERS_MIN:
-                _secrets.update((text, json.dumps(text)[1:-1]))
+                # A secret with a quote or a backslash looks different inside a repr and inside a JSON line.
+                forms = {text, repr(text)[1:-1]}
+                _secrets.update(forms | {json.dumps(form)[1:-1] for form in forms})
 
 
 def redacted(text: str) -> str:

@@ -46,11 +46,12 @@ class StopRequest:
 
 def watch(request: StopRequest) -> Callable[[], None]:
     """Pass stop signals of this process to ``request``; returns what undoes it. Only from the main thread."""
+    global _pipe
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     handlers = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
     wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    owner = os.getpid()
+    _pipe = writer
 
     def listen() -> None:
         while data := reader.recv(64):
@@ -60,20 +61,45 @@ def watch(request: StopRequest) -> Callable[[], None]:
         reader.close()
 
     def undo() -> None:
-        if os.getpid() != owner:
+        global _pipe
+        if _pipe is not writer:
             return
+        _pipe = None
         signal.set_wakeup_fd(wakeup)
         for number, handler in handlers.items():
             signal.signal(number, handler)
         writer.close()
 
-    def after_fork() -> None:
-        # The child shares the pipe: its signals would stop its parent. It starts as a process of its own.
-        if writer.fileno() >= 0:
-            signal.set_wakeup_fd(-1)
-            for number in STOP_SIGNALS:
-                signal.signal(number, signal.SIG_DFL)
-
-    os.register_at_fork(after_in_child=after_fork)
     threading.Thread(target=listen, name="signals", daemon=True).start()
     return undo
+
+
+# A forked child shares the pipe: a signal to the child would stop its parent. So the child starts with the system's own
+# handling, and no stop signal is taken between the fork and that.
+_pipe: socket.socket | None = None
+_mask_before_fork: set[int] = set()
+
+
+def _before_fork() -> None:
+    global _mask_before_fork
+    if _pipe is not None:
+        _mask_before_fork = set(signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS))
+
+
+def _after_fork_in_parent() -> None:
+    if _pipe is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _mask_before_fork)
+
+
+def _after_fork_in_child() -> None:
+    global _pipe
+    if _pipe is not None:
+        # Only the main thread may touch handlers, and the thread that forked is the child's main thread.
+        signal.set_wakeup_fd(-1)
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        _pipe = None
+        signal.pthread_sigmask(signal.SIG_SETMASK, _mask_before_fork)
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
