@@ -37,6 +37,69 @@ METRICS: Final[tuple[MetricDefinition, ...]] = (
     MetricDefinition("telemetry_ready", "gauge", (), "1 when /readyz says ready, else 0"),
     MetricDefinition("telemetry_check_status", "gauge", ("check",), "Each check: 0 healthy, 1 degraded, 2 unhealthy"),
     MetricDefinition("telemetry_log_lines_total", "counter", ("level",), "Log lines written, by level"),
+    # broker
+    MetricDefinition("zmqbroker_messages_total", "counter", (), "PUBLISH messages taken into a log"),
+    MetricDefinition("zmqbroker_rows_total", "counter", (), "Rows in them"),
+    MetricDefinition("zmqbroker_bytes_total", "counter", (), "Payload bytes in them"),
+    MetricDefinition(
+        "zmqbroker_duplicates_total", "counter", (), "PUBLISH messages whose seq was known: acked, not stored again"
+    ),
+    MetricDefinition(
+        "zmqbroker_over_credit_total", "counter", (), "PUBLISH messages above the credit granted: dropped"
+    ),
+    MetricDefinition("zmqbroker_refused_total", "counter", (), "PUBLISH messages refused"),
+    MetricDefinition("zmqbroker_garbage_total", "counter", (), "Messages that are none of the protocol"),
+    MetricDefinition("zmqbroker_stale_total", "counter", (), "Messages of a conversation that is over"),
+    MetricDefinition("zmqbroker_bad_checksums_total", "counter", (), "Payloads that did not match their checksum"),
+    MetricDefinition("zmqbroker_deliveries_total", "counter", (), "Ranges delivered"),
+    MetricDefinition("zmqbroker_delivered_rows_total", "counter", (), "Rows in them"),
+    MetricDefinition("zmqbroker_redeliveries_total", "counter", (), "Ranges delivered again"),
+    MetricDefinition("zmqbroker_settled_total", "counter", (), "Ranges settled"),
+    MetricDefinition("zmqbroker_deaths_total", "counter", (), "Deliveries that ended with the consumer's death"),
+    MetricDefinition("zmqbroker_failures_total", "counter", (), "Deliveries that a consumer reported as failed"),
+    MetricDefinition("zmqbroker_dead_records_total", "counter", (), "Records written to dead-letter topics"),
+    MetricDefinition("zmqbroker_pauses_total", "counter", (), "Times the broker itself was paused for over a second"),
+    MetricDefinition("zmqbroker_errors_total", "counter", ("code",), "Errors answered, by code of the protocol"),
+    MetricDefinition("zmqbroker_commits_total", "counter", (), "Commits written to logs"),
+    MetricDefinition("zmqbroker_commit_bytes_total", "counter", (), "Bytes written to logs"),
+    MetricDefinition("zmqbroker_loops_total", "counter", (), "Turns of the broker's loop"),
+    MetricDefinition(
+        "zmqbroker_credit_outstanding_bytes", "gauge", (), "Credit given to producers and not yet durable"
+    ),
+    MetricDefinition("zmqbroker_peers", "gauge", ("kind",), "Connected peers: producer, consumer"),
+    MetricDefinition(
+        "zmqbroker_topic_published_rows_total", "counter", ("topic",), "Rows published into the topic since it was made"
+    ),
+    MetricDefinition(
+        "zmqbroker_topic_published_messages_total",
+        "counter",
+        ("topic",),
+        "Messages published into the topic since it was made",
+    ),
+    MetricDefinition("zmqbroker_topic_disk_bytes", "gauge", ("topic",), "Size of the topic's log"),
+    MetricDefinition("zmqbroker_topic_disk_full", "gauge", ("topic",), "1 while producers wait for disk space"),
+    MetricDefinition("zmqbroker_topic_stopped", "gauge", ("topic",), "1 after a failed fsync: an operator must act"),
+    MetricDefinition("zmqbroker_topic_dead_messages", "gauge", ("topic",), "Messages in the topic's dead-letter topic"),
+    MetricDefinition("zmqbroker_group_lag_rows", "gauge", ("topic", "group"), "Rows not settled yet"),
+    MetricDefinition("zmqbroker_group_lag_messages", "gauge", ("topic", "group"), "Messages not settled yet"),
+    MetricDefinition(
+        "zmqbroker_group_oldest_age_seconds", "gauge", ("topic", "group"), "Age of the oldest message not settled yet"
+    ),
+    MetricDefinition("zmqbroker_group_in_flight", "gauge", ("topic", "group"), "Ranges that consumers hold"),
+    MetricDefinition("zmqbroker_group_ready", "gauge", ("topic", "group"), "Ranges that wait for credit"),
+    MetricDefinition("zmqbroker_group_members", "gauge", ("topic", "group"), "Consumers connected"),
+    MetricDefinition(
+        "zmqbroker_group_free_credit", "gauge", ("topic", "group"), "Deliveries that consumers could take now"
+    ),
+    MetricDefinition("zmqbroker_group_settled_rows_total", "counter", ("topic", "group"), "Rows settled"),
+    MetricDefinition("zmqbroker_group_redelivered_total", "counter", ("topic", "group"), "Ranges delivered again"),
+    MetricDefinition(
+        "zmqbroker_sync_seconds",
+        "histogram",
+        (),
+        "Time of one fdatasync of a log",
+        (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0),
+    ),
 )
 
 

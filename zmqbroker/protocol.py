@@ -92,7 +92,7 @@ FATAL_FROM: Final = 100
 
 
 class Header(NamedTuple):
-    """Frame 0. ``count`` and ``a`` to ``h`` mean what :data:`MESSAGES` says for the type."""
+    """Frame 0. ``n`` and ``a`` to ``h`` mean what :data:`MESSAGES` says for the type."""
 
     magic: bytes
     version: int
@@ -100,7 +100,7 @@ class Header(NamedTuple):
     flags: int
     partition: int
     generation: int
-    count: int
+    n: int
     a: int
     b: int
     c: int
@@ -123,85 +123,116 @@ class Message(NamedTuple):
 
 MESSAGES: Final[tuple[Message, ...]] = (
     Message(
-        Type.HELLO, "producer",
+        Type.HELLO,
+        "producer",
         {"a": "session", "b": "incarnation", "c": "first seq that may still be sent", "d": "wanted bytes"},
         ("topic (UTF-8)", "options (JSON object)"),
         "WELCOME, or ERROR",
     ),
     Message(
-        Type.WELCOME, "broker",
+        Type.WELCOME,
+        "broker",
         {"a": "session", "b": "credit bytes", "c": "window seqs", "d": "message bytes max", "flags": "KNOWN"},
         ("log uuid (16 bytes)", "options (JSON object)"),
         "",
     ),
     Message(
-        Type.PUBLISH, "producer",
-        {"a": "session", "b": "seq", "c": "lowest unacked seq", "d": "wanted bytes", "e": "CRC32C of the payload",
-         "f": "key hash", "g": "messages in the payload", "count": "rows", "partition": "partition, or 65535",
-         "flags": "KEYED, RESENT"},
+        Type.PUBLISH,
+        "producer",
+        {
+            "a": "session",
+            "b": "seq",
+            "c": "lowest unacked seq",
+            "d": "wanted bytes",
+            "e": "CRC32C of the payload",
+            "f": "key hash",
+            "g": "messages in the payload",
+            "n": "rows",
+            "partition": "partition, or 65535",
+            "flags": "KEYED, RESENT",
+        },
         ("payload (opaque)",),
         "ACK when durable, or REFUSE",
     ),
     Message(
-        Type.ACK, "broker",
-        {"a": "session", "b": "credit bytes", "count": "ranges"},
-        ("ranges: count pairs of uint64 (first seq, last seq)",),
+        Type.ACK,
+        "broker",
+        {"a": "session", "b": "credit bytes", "n": "ranges"},
+        ("ranges: n pairs of uint64 (first seq, last seq)",),
         "",
     ),
     Message(
-        Type.REFUSE, "broker",
+        Type.REFUSE,
+        "broker",
         {"a": "session", "b": "seq", "e": "code", "c": "credit bytes"},
         ("reason (UTF-8)",),
         "",
     ),
     Message(
-        Type.HEARTBEAT, "both",
+        Type.HEARTBEAT,
+        "both",
         {"a": "session (producers)", "b": "credit bytes (from the broker to a producer)", "d": "wanted bytes"},
         (),
         "HEARTBEAT, where the other side has been silent",
     ),
     Message(Type.BYE, "both", {"a": "session (producers)"}, (), ""),
     Message(
-        Type.SUBSCRIBE, "consumer",
+        Type.SUBSCRIBE,
+        "consumer",
         {"a": "member", "b": "credit deliveries"},
         ("topic (UTF-8)", "options (JSON object: group mode start max_rows max_bytes linger_ms name holding)"),
         "SUBSCRIBED, or ERROR",
     ),
     Message(
-        Type.SUBSCRIBED, "broker",
+        Type.SUBSCRIBED,
+        "broker",
         {"a": "member"},
         ("log uuid (16 bytes)", "options (JSON object)"),
         "",
     ),
     Message(Type.CREDIT, "consumer", {"a": "member", "b": "credit deliveries"}, (), ""),
     Message(
-        Type.DELIVER, "broker",
-        {"a": "range id", "b": "first offset", "c": "last offset", "d": "seal epoch", "e": "attempt", "f": "group generation",
-         "count": "records", "partition": "partition", "flags": "MAYBE_REPEAT"},
+        Type.DELIVER,
+        "broker",
+        {
+            "a": "range id",
+            "b": "first offset",
+            "c": "last offset",
+            "d": "seal epoch",
+            "e": "attempt",
+            "f": "group generation",
+            "n": "records",
+            "partition": "partition",
+            "flags": "MAYBE_REPEAT",
+        },
         ("records (48 bytes each)", "payloads, concatenated"),
         "SETTLE, NACK; WORKING meanwhile",
     ),
     Message(
-        Type.SETTLE, "consumer",
-        {"a": "range id", "b": "rows rejected", "e": "attempt", "f": "group generation", "count": "dead records"},
-        ("offsets of dead records: count uint64", "reason (UTF-8)"),
+        Type.SETTLE,
+        "consumer",
+        {"a": "range id", "b": "rows rejected", "e": "attempt", "f": "group generation", "n": "dead records"},
+        ("offsets of dead records: n uint64", "reason (UTF-8)"),
         "",
     ),
     Message(
-        Type.NACK, "consumer",
+        Type.NACK,
+        "consumer",
         {"a": "range id", "e": "attempt", "f": "group generation", "flags": "DEAD, FAILURE"},
         ("reason (UTF-8)",),
         "",
     ),
     Message(
-        Type.WORKING, "consumer",
+        Type.WORKING,
+        "consumer",
         {"a": "range id", "e": "attempt", "f": "group generation", "g": "state (1 inserting, 2 waiting)"},
         (),
         "",
     ),
     Message(Type.ERROR, "broker", {"e": "code", "a": "session or member"}, ("reason (UTF-8)",), ""),
     Message(
-        Type.GAP, "broker",
+        Type.GAP,
+        "broker",
         {"b": "first offset", "c": "last offset", "partition": "partition"},
         ("reason (UTF-8)",),
         "",
@@ -209,7 +240,15 @@ MESSAGES: Final[tuple[Message, ...]] = (
 )
 
 RECORD: Final = np.dtype(
-    [("offset", "<u8"), ("session", "<u8"), ("seq", "<u8"), ("lowest", "<u8"), ("rows", "<u4"), ("time_ms", "<u8"), ("length", "<u4")]
+    [
+        ("offset", "<u8"),
+        ("session", "<u8"),
+        ("seq", "<u8"),
+        ("lowest", "<u8"),
+        ("rows", "<u4"),
+        ("time_ms", "<u8"),
+        ("length", "<u4"),
+    ]
 )
 """One record in a DELIVER: 48 bytes, packed."""
 RECORD_STRUCT: Final = struct.Struct("<QQQQIQI")
@@ -224,7 +263,7 @@ def pack(
     *,
     flags: int = 0,
     partition: int = NO_PARTITION,
-    count: int = 0,
+    n: int = 0,
     a: int = 0,
     b: int = 0,
     c: int = 0,
@@ -235,7 +274,7 @@ def pack(
     h: int = 0,
 ) -> bytes:
     """Frame 0 for any type."""
-    return _pack(MAGIC, VERSION, type, flags, partition, generation, count, a, b, c, d, e, f, g, h)
+    return _pack(MAGIC, VERSION, type, flags, partition, generation, n, a, b, c, d, e, f, g, h)
 
 
 def unpack(frame: bytes | memoryview) -> Header:
@@ -288,6 +327,9 @@ def unpack_offsets(frame: bytes | memoryview, count: int) -> list[int]:
 
 def valid_topic(name: str) -> bool:
     """Letters, digits, ``. _ -``; it names a directory, so no leading dot and at most 200 bytes."""
-    return bool(name) and len(name) <= TOPIC_BYTES_MAX and name[0] not in ".-" and all(
-        c.isascii() and (c.isalnum() or c in "._-") for c in name
+    return (
+        bool(name)
+        and len(name) <= TOPIC_BYTES_MAX
+        and name[0] not in ".-"
+        and all(c.isascii() and (c.isalnum() or c in "._-") for c in name)
     )

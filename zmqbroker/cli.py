@@ -1,0 +1,209 @@
+"""The ``zmqbroker`` command: ``serve``, and what the operator's shell adds."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from telemetry import metrics
+from telemetry.options import (
+    Command,
+    CommandLine,
+    Option,
+    UsageError,
+    common,
+    duration_seconds,
+    non_negative_int,
+    path,
+    positive_int,
+    size_bytes,
+    url,
+    usage_errors,
+)
+from telemetry.service import Check, Service
+from zmqbroker.core import report
+from zmqbroker.core.config import BrokerConfig, TopicConfig
+from zmqbroker.errors import BrokerError
+from zmqbroker.server import Broker, ServerConfig
+
+SERVE_OPTIONS = (
+    Option("data-dir", "directory of the logs; one broker at a time holds it", None, path, required=True),
+    Option(
+        "bind",
+        "address of the data socket (ROUTER), repeated for several",
+        ("tcp://127.0.0.1:5555",),
+        url,
+        multiple=True,
+        env="ZMQBROKER_URL",
+    ),
+    Option(
+        "admin-bind", "address of the admin socket (ROUTER)", "tcp://127.0.0.1:5556", url, env="ZMQBROKER_ADMIN_URL"
+    ),
+    Option("partitions", "partitions of a topic made on first use", 4, positive_int),
+    Option(
+        "fsync",
+        "when a batch is acked: commit (after fdatasync), interval, never",
+        "commit",
+        choices=("commit", "interval", "never"),
+    ),
+    Option("fsync-interval", "longest time without a sync under fsync=interval", 1.0, duration_seconds, "seconds"),
+    Option("storage", "where topics made on first use live: disk or memory", "disk", choices=("disk", "memory")),
+    Option("segment-bytes", "size of a log segment", 64 << 20, size_bytes, "bytes"),
+    Option(
+        "retention",
+        "keep-for-replay: time that records stay after every durable group has acked them",
+        900.0,
+        duration_seconds,
+        "seconds",
+    ),
+    Option("disk-max", "size of a topic's log at which producers get no more credit", 10 << 30, size_bytes, "bytes"),
+    Option(
+        "ingress-pool", "credit given to producers and not yet durable, all together", 64 << 20, size_bytes, "bytes"
+    ),
+    Option("tail-cache", "memory for what was just appended, all topics together", 64 << 20, size_bytes, "bytes"),
+    Option("message-max", "largest message", 8 << 20, size_bytes, "bytes"),
+    Option("connections-max", "connections at the same time", 20_000, positive_int),
+    Option("topics-max", "topics", 1000, positive_int),
+    Option(
+        "reconnect-grace", "how long a consumer's ranges wait for it to reconnect", 2.0, duration_seconds, "seconds"
+    ),
+    Option("backlog-warn", "lag in rows above which /health is degraded; 0 for never", 0, non_negative_int, "rows"),
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    line = CommandLine(
+        "zmqbroker",
+        "BROKER",
+        "A durable ZeroMQ message broker with credit-based flow control.",
+        common("127.0.0.1:9090"),
+        {"serve": Command("run the broker", SERVE_OPTIONS)},
+    )
+    args = line.parse(argv)
+    return serve(args)
+
+
+def server_config(args: argparse.Namespace) -> ServerConfig:
+    """The server's configuration from its options."""
+    topic = TopicConfig(
+        partitions=args.partitions,
+        fsync=args.fsync,
+        fsync_interval_ms=int(args.fsync_interval * 1000),
+        storage=args.storage,
+        retention_ms=int(args.retention * 1000),
+        disk_bytes_max=args.disk_max,
+        segment_bytes=args.segment_bytes,
+    )
+    broker = BrokerConfig(
+        ingress_pool_bytes=args.ingress_pool,
+        tail_bytes=args.tail_cache,
+        message_bytes_max=args.message_max,
+        connections_max=args.connections_max,
+        topics_max=args.topics_max,
+        reconnect_grace_s=args.reconnect_grace,
+    )
+    return ServerConfig(args.data_dir, args.bind, broker, topic)
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Run until a signal; exit code 0 after a clean drain."""
+    with usage_errors("zmqbroker"):
+        broker = Broker(server_config(args))
+        service = Service.from_args("zmqbroker", args)
+        service.check("loop", lambda: _loop_check(broker))
+        service.check("logs", lambda: _logs_check(broker))
+        service.route("/stats", lambda: _stats(broker))
+        service.route("/topics", lambda: {"topics": broker.call(lambda core: sorted(core.topics))})
+        _export(service, broker)
+        try:
+            broker.start()
+        except (BrokerError, OSError) as e:
+            raise UsageError(str(e)) from None
+        try:
+            with service:
+                service.log.info(
+                    "broker listening",
+                    extra={
+                        "addresses": broker.endpoints,
+                        "data_dir": str(args.data_dir),
+                        "topics": sorted(broker.core.topics),
+                    },
+                )
+                while not service.stopping.wait(0.5):
+                    if broker.failed is not None:
+                        service.log.error("the broker cannot go on", extra={"reason": repr(broker.failed)})
+                        break
+        finally:
+            broker.stop(service.drain_seconds_left())
+        if broker.failed is not None:
+            return 1
+        service.log.info("stopped")
+        return 0
+
+
+def _stats(broker: Broker) -> dict[str, Any]:
+    uptime = broker._clock() - broker.started_s
+    found: dict[str, Any] = broker.call(lambda core: report.stats(core.state, uptime))
+    return found
+
+
+def _loop_check(broker: Broker) -> Check:
+    if broker.failed is not None or not broker.alive:
+        return Check("unhealthy", "the loop has ended: restart the broker", ready=False, alive=False)
+    return Check("healthy", "")
+
+
+def _logs_check(broker: Broker) -> Check:
+    for topic in list(broker.core.topics.values()):
+        if topic.stopped:
+            return Check("unhealthy", f"topic {topic.name} is stopped: {topic.stopped}", ready=False)
+        if topic.disk_full:
+            return Check("degraded", f"topic {topic.name} is at its disk limit: producers wait")
+    return Check("healthy", "")
+
+
+def _export(service: Service, broker: Broker) -> None:
+    syncs = metrics.histogram(service.registry, "zmqbroker_sync_seconds")
+    broker.writer.on_sync = syncs.observe
+
+    def samples() -> Iterator[metrics.Sample]:
+        if not broker.alive:
+            return
+        found = _stats(broker)
+        for name, value in found["counters"].items():
+            yield f"zmqbroker_{name}_total", (), value
+        for code, value in found["ingress_errors"].items():
+            yield "zmqbroker_errors_total", (code,), value
+        yield "zmqbroker_credit_outstanding_bytes", (), found["credit_outstanding_bytes"]
+        yield "zmqbroker_peers", ("producer",), found["producers"]
+        yield "zmqbroker_peers", ("consumer",), found["consumers"]
+        yield "zmqbroker_commits_total", (), broker.writer.commits
+        yield "zmqbroker_commit_bytes_total", (), broker.writer.commit_bytes
+        yield "zmqbroker_loops_total", (), broker.loops
+        for topic, t in found["topics"].items():
+            yield "zmqbroker_topic_published_rows_total", (topic,), t["published_rows"]
+            yield "zmqbroker_topic_published_messages_total", (topic,), t["published_messages"]
+            yield "zmqbroker_topic_disk_bytes", (topic,), t["disk_bytes"]
+            yield "zmqbroker_topic_disk_full", (topic,), float(t["disk_full"])
+            yield "zmqbroker_topic_stopped", (topic,), float(bool(t["stopped"]))
+            yield "zmqbroker_topic_dead_messages", (topic,), t["dead"]
+            for group, g in t["groups"].items():
+                labels = (topic, group)
+                yield "zmqbroker_group_lag_rows", labels, g["lag_rows"]
+                yield "zmqbroker_group_lag_messages", labels, g["lag_messages"]
+                yield "zmqbroker_group_oldest_age_seconds", labels, g["oldest_age_seconds"]
+                yield "zmqbroker_group_in_flight", labels, g["in_flight"]
+                yield "zmqbroker_group_ready", labels, g["ready"]
+                yield "zmqbroker_group_members", labels, g["members"]
+                yield "zmqbroker_group_free_credit", labels, g["free_credit"]
+                yield "zmqbroker_group_settled_rows_total", labels, g["settled_rows"]
+                yield "zmqbroker_group_redelivered_total", labels, g["redelivered"]
+
+    metrics.on_scrape(service.registry, samples)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

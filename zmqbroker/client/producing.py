@@ -1,0 +1,340 @@
+"""The producer's decisions: what to send within the credit, what to send again, what is safe (R4-R7).
+
+Pure: time comes in, frames go in and out. A batch stays pending until the broker acks that it is durable; a new
+conversation sends every pending batch again under its own seq, and the broker takes each seq once.
+
+After the broker's log changed its identity (another broker, a wiped or restored data directory), batches that were
+sent before may lie in the old log: they go to that log alone (R7), unless ``failover="resend"`` allows to send them
+to the new one, marked RESENT, so that collectors wait and check.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from zmqbroker import protocol
+from zmqbroker.client.conversation import SILENCE_S, Opening
+from zmqbroker.errors import BrokerError, MessageTooLarge, Refused
+from zmqbroker.protocol import FATAL_FROM, HEADER_BYTES, NO_PARTITION, Code, Flag, Header, Type
+
+_ASK_AHEAD_BYTES: Final = 1 << 20
+"""How much credit is asked for beyond what was sent; a larger batch asks for itself."""
+_SEND_MESSAGES_MAX: Final = 256
+_HEARTBEAT_PENDING_S: Final = 1.0
+_HEARTBEAT_IDLE_S: Final = 5.0
+_BUSY_RETRY_S: Final = 1.0
+
+
+class Pending:
+    """A batch that is not acked yet."""
+
+    __slots__ = ("count", "crc", "flags", "key", "log", "partition", "payload", "rows")
+
+    def __init__(self, payload: bytes, rows: int, crc: int, key: int | None, partition: int, count: int) -> None:
+        self.payload = payload
+        self.rows = rows
+        self.crc = crc
+        self.flags = 0 if key is None else int(Flag.KEYED)
+        self.key = key or 0
+        self.partition = partition
+        self.count = count
+        self.log: bytes | None = None
+        """The log it was sent to; None if it was never sent."""
+
+
+class ProducerConversation:
+    """One session's conversation with one broker at a time."""
+
+    def __init__(
+        self,
+        session: int,
+        topic: str,
+        *,
+        incarnation: int,
+        first_seq: int = 1,
+        name: str = "",
+        failover: str = "hold",
+        rng: random.Random | None = None,
+    ) -> None:
+        self.session = session
+        self.topic = topic.encode()
+        self.incarnation = incarnation
+        self.name = name
+        self.failover = failover
+        self.opening = Opening(rng or random.Random())
+        self.next_seq = first_seq
+        self.pending: dict[int, Pending] = {}
+        self.pending_bytes = 0
+        self.to_send: deque[int] = deque()
+        self.unsent_bytes = 0
+        self.granted_bytes = 0
+        self.sent_bytes = 0
+        self.message_bytes_max = 0
+        self.log: bytes | None = None
+        self.fatal: BrokerError | None = None
+        self.failed: dict[int, BrokerError] = {}
+        """Batches that the broker will never take, by seq, until somebody asks."""
+        self.published = self.acked = self.rows_published = self.rows_acked = 0
+        self.refused = self.possible_duplicates = self.stranded = 0
+        self.on_acked: Callable[[int, int], None] | None = None
+        """Called with (first seq, last seq) of what has become safe."""
+        self._told_wanted = 0
+        self._last_sent_s = 0.0
+        self._last_heard_s = 0.0
+        self._retry_at_s = 0.0
+        self._closing = False
+        self._bye_said = False
+
+    # --- the application's side ------------------------------------------------------------------------------------
+
+    def add(
+        self, payload: bytes, rows: int, crc: int, key: int | None = None, partition: int = NO_PARTITION, count: int = 1
+    ) -> int:
+        """Take a batch; its seq is ``next_seq`` as it was."""
+        seq = self.next_seq
+        self.next_seq = seq + 1
+        self.pending[seq] = Pending(payload, rows, crc, key, partition, count)
+        self.to_send.append(seq)
+        size = len(payload) + HEADER_BYTES
+        self.pending_bytes += size
+        self.unsent_bytes += size
+        self.published += 1
+        self.rows_published += rows
+        return seq
+
+    @property
+    def lowest_unacked(self) -> int:
+        return next(iter(self.pending), self.next_seq)
+
+    @property
+    def connected(self) -> bool:
+        return self.opening.accepted
+
+    def close(self) -> None:
+        """Say BYE with the next outgoing messages."""
+        self._closing = True
+
+    # --- the link's side -------------------------------------------------------------------------------------------
+
+    def begin(self, now: float) -> None:
+        self._last_heard_s = now
+        self._anew(0.0)
+
+    def _anew(self, not_before_s: float) -> None:
+        self.opening.reset(not_before_s)
+        self.granted_bytes = self.sent_bytes = self._told_wanted = 0
+        self.to_send = deque(self.pending)
+        self.unsent_bytes = self.pending_bytes
+
+    @property
+    def _wanted(self) -> int:
+        """Total bytes that we would have sent with enough credit: the next batch, or a little more, ahead."""
+        if not self.to_send:
+            return self.sent_bytes
+        first = len(self.pending[self.to_send[0]].payload) + HEADER_BYTES if self.to_send[0] in self.pending else 0
+        return self.sent_bytes + max(first, min(self.unsent_bytes, _ASK_AHEAD_BYTES))
+
+    def outgoing(self, now: float) -> list[list[bytes]]:
+        if self.fatal is not None:
+            return []
+        opening = self.opening
+        generation = opening.generation
+        if opening.should_say(now):
+            opening.said(now)
+            self._last_sent_s = now
+            return [
+                [
+                    protocol.pack(
+                        Type.HELLO,
+                        generation,
+                        a=self.session,
+                        b=self.incarnation,
+                        c=self.lowest_unacked,
+                        d=self._wanted,
+                    ),
+                    self.topic,
+                    protocol.pack_options({"name": self.name}),
+                ]
+            ]
+        if not opening.accepted:
+            return []
+        out: list[list[bytes]] = []
+        if now >= self._retry_at_s:
+            self._publish(out, generation)
+        if self.to_send and self._told_wanted <= self.granted_bytes < self._wanted:
+            self._told_wanted = self._wanted
+            out.append([protocol.pack(Type.HEARTBEAT, generation, a=self.session, d=self._told_wanted)])
+        elif not out and now - self._last_sent_s >= (_HEARTBEAT_PENDING_S if self.pending else _HEARTBEAT_IDLE_S):
+            out.append([protocol.pack(Type.HEARTBEAT, generation, a=self.session, d=self._wanted)])
+        if self._closing and not self.to_send and not self._bye_said:
+            self._bye_said = True
+            out.append([protocol.pack(Type.BYE, generation, a=self.session)])
+        if out:
+            self._last_sent_s = now
+        return out
+
+    def _publish(self, out: list[list[bytes]], generation: int) -> None:
+        to_send, pending = self.to_send, self.pending
+        lowest = self.lowest_unacked
+        passed_over: list[int] = []
+        publish = int(Type.PUBLISH)
+        while to_send and len(out) < _SEND_MESSAGES_MAX:
+            seq = to_send[0]
+            batch = pending.get(seq)
+            if batch is None:
+                to_send.popleft()
+                continue
+            size = len(batch.payload) + HEADER_BYTES
+            if self.sent_bytes + size > self.granted_bytes:
+                break
+            flags = batch.flags
+            if batch.log is not None and batch.log != self.log:
+                if self.failover != "resend":
+                    to_send.popleft()
+                    passed_over.append(seq)
+                    continue
+                flags |= Flag.RESENT
+            to_send.popleft()
+            self.unsent_bytes -= size
+            self.sent_bytes += size
+            self._told_wanted = self._wanted
+            out.append(
+                [
+                    protocol.pack(
+                        publish,
+                        generation,
+                        flags=flags,
+                        partition=batch.partition,
+                        n=batch.rows,
+                        a=self.session,
+                        b=seq,
+                        c=lowest,
+                        d=self._told_wanted,
+                        e=batch.crc,
+                        f=batch.key,
+                        g=batch.count,
+                    ),
+                    batch.payload,
+                ]
+            )
+            batch.log = self.log
+        if passed_over:
+            # They wait for their own log to come back; what was never sent goes on.
+            self.unsent_bytes -= sum(len(pending[s].payload) + HEADER_BYTES for s in passed_over)
+            self.stranded += len(passed_over)
+
+    def unsent(self, messages: list[list[bytes]], now: float) -> None:
+        """No connection: begin anew when there is one. Batches are pending still."""
+        self._anew(now)
+
+    def receive(self, h: Header, frames: list[bytes], now: float) -> None:
+        self._last_heard_s = now
+        if h.type == Type.ERROR:
+            self._error(h, frames, now)
+            return
+        if h.generation != self.opening.generation:
+            return
+        if h.type == Type.ACK:
+            if h.b > self.granted_bytes:
+                self.granted_bytes = h.b
+            self._acked(protocol.unpack_ranges(frames[0], h.n) if frames else [])
+        elif h.type == Type.HEARTBEAT:
+            self.granted_bytes = max(self.granted_bytes, h.b)
+        elif h.type == Type.WELCOME:
+            self._welcome(h, frames)
+        elif h.type == Type.REFUSE:
+            self._refuse(h, frames, now)
+        elif h.type == Type.BYE:
+            self._anew(now + _BUSY_RETRY_S)
+
+    def _welcome(self, h: Header, frames: list[bytes]) -> None:
+        if self.opening.accepted:
+            return
+        log = frames[0] if frames else b""
+        if self.log is not None and log != self.log:
+            moved = sum(1 for b in self.pending.values() if b.log is not None)
+            if moved and self.failover == "resend":
+                self.possible_duplicates += moved
+        elif not h.flags & Flag.KNOWN:
+            # This log does not know us, yet we sent it batches: it forgot (expiry), or never got them.
+            self.possible_duplicates += sum(1 for b in self.pending.values() if b.log == log)
+        self.log = log
+        self.opening.accepted = True
+        self.message_bytes_max = h.d
+        self.granted_bytes = h.b
+        self.sent_bytes = 0
+
+    def _acked(self, ranges: list[tuple[int, int]]) -> None:
+        pending = self.pending
+        for first, last in ranges:
+            if last - first > len(pending) * 2 + 64:
+                seqs = [s for s in pending if first <= s <= last]
+            else:
+                seqs = list(range(first, last + 1))
+            for seq in seqs:
+                batch = pending.pop(seq, None)
+                if batch is not None:
+                    self.acked += 1
+                    self.rows_acked += batch.rows
+                    self.pending_bytes -= len(batch.payload) + HEADER_BYTES
+            if self.on_acked is not None:
+                self.on_acked(first, last)
+
+    def _refuse(self, h: Header, frames: list[bytes], now: float) -> None:
+        """One batch was not taken. It settles nothing: it is sent again, or given up where trying cannot help."""
+        self.refused += 1
+        self.granted_bytes = max(self.granted_bytes, h.c)
+        seq, code = h.b, h.e
+        batch = self.pending.get(seq)
+        if batch is None:
+            return
+        reason = frames[0].decode("utf-8", "replace") if frames else ""
+        if code >= FATAL_FROM:
+            del self.pending[seq]
+            size = len(batch.payload) + HEADER_BYTES
+            self.pending_bytes -= size
+            self.failed[seq] = (
+                MessageTooLarge(len(batch.payload), self.message_bytes_max)
+                if code == Code.TOO_LARGE
+                else Refused(code, reason)
+            )
+            if self.on_acked is not None:
+                self.on_acked(seq, seq)
+            return
+        self.to_send.appendleft(seq)
+        self.unsent_bytes += len(batch.payload) + HEADER_BYTES
+        if code == Code.TOPIC_STOPPED:
+            self._retry_at_s = now + 5.0
+        elif code == Code.OVER_CREDIT:
+            self._anew(now)
+
+    def _error(self, h: Header, frames: list[bytes], now: float) -> None:
+        if h.generation not in (self.opening.generation, 0):
+            return
+        reason = frames[0].decode("utf-8", "replace") if frames else ""
+        if h.e == Code.NOT_WELCOME:
+            self._anew(now)
+        elif h.e >= FATAL_FROM:
+            self.fatal = Refused(h.e, reason)
+        elif h.e == Code.TOPIC_STOPPED:
+            self._retry_at_s = now + 5.0
+        else:
+            self._anew(now + _BUSY_RETRY_S)
+
+    def due_in(self, now: float) -> float:
+        if self.fatal is not None:
+            return 60.0
+        if not self.opening.accepted:
+            return self.opening.due_in(now)
+        beat = _HEARTBEAT_PENDING_S if self.pending else _HEARTBEAT_IDLE_S
+        return max(0.0, min(self._last_sent_s + beat - now, self._retry_at_s - now if self._retry_at_s > now else 60.0))
+
+    def stale(self, now: float) -> bool:
+        waiting = bool(self.pending) or not self.opening.accepted
+        if waiting and now - self._last_heard_s > SILENCE_S:
+            self._last_heard_s = now
+            return True
+        return False

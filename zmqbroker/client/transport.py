@@ -1,0 +1,148 @@
+"""The clients' socket and thread: one DEALER, one conversation (:class:`.conversation.Conversation`).
+
+``IMMEDIATE`` keeps messages from being queued for a connection that does not exist; what is queued for one that dies
+is lost with it, and the conversation, which begins anew, sends again what was not acked. After too long a silence the
+socket is closed and opened again, so that nothing queued for a dead peer floods it on its return.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from zmqbroker import protocol
+from zmqbroker.client.conversation import Conversation
+from zmqbroker.errors import ProtocolError
+
+_log = logging.getLogger(__name__)
+_COPY_BELOW_BYTES = 65_536
+
+
+class Link(threading.Thread):
+    """Drives one conversation over one address. ``lock`` guards the conversation against the application's threads."""
+
+    def __init__(
+        self,
+        address: str,
+        conversation: Conversation,
+        lock: threading.Condition,
+        *,
+        name: str,
+        secure: Callable[[zmq.Socket[Any]], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(name=name, daemon=True)
+        self._address = address
+        self._conversation = conversation
+        self._lock = lock
+        self._secure = secure
+        self._clock = clock
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._ending = threading.Event()
+        self._asleep = False
+        self._context: zmq.Context[Any] = zmq.Context.instance()
+        self.reopened = 0
+
+    def wake(self) -> None:
+        """There is something to send."""
+        if self._asleep:
+            self._asleep = False
+            os.eventfd_write(self._wake_fd, 1)
+
+    def end(self, timeout_s: float) -> None:
+        """Stop after sending what is due. The conversation should have been told to close."""
+        self._ending.set()
+        os.eventfd_write(self._wake_fd, 1)
+        self.join(timeout_s)
+
+    def _open(self) -> zmq.Socket[Any]:
+        socket = self._context.socket(zmq.DEALER)
+        socket.set(zmq.IMMEDIATE, 1)
+        socket.set(zmq.LINGER, 0)
+        socket.set(zmq.SNDHWM, 0)
+        socket.set(zmq.RCVHWM, 0)
+        socket.set(zmq.RECONNECT_IVL, 50)
+        socket.set(zmq.RECONNECT_IVL_MAX, 1000)
+        if self._secure is not None:
+            self._secure(socket)
+        socket.connect(self._address)
+        return socket
+
+    def run(self) -> None:
+        socket = self._open()
+        poller = self._poller(socket)
+        conversation, lock, clock = self._conversation, self._lock, self._clock
+        with lock:
+            conversation.begin(clock())
+        try:
+            while True:
+                now = clock()
+                with lock:
+                    if conversation.stale(now):
+                        stale = True
+                    else:
+                        stale = False
+                        out = conversation.outgoing(now)
+                        wait_s = 0.0 if len(out) > 1 else conversation.due_in(now)
+                        self._asleep = True
+                if stale:
+                    poller.unregister(socket)
+                    socket.close(0)
+                    socket = self._open()
+                    poller = self._poller(socket)
+                    self.reopened += 1
+                    with lock:
+                        conversation.begin(now)
+                    continue
+                self._send(socket, out)
+                if self._ending.is_set() and not out:
+                    return
+                ready = dict(poller.poll(0 if self._ending.is_set() else int(min(wait_s, 1.0) * 1000 + 0.999)))
+                self._asleep = False
+                if self._wake_fd in ready:
+                    os.eventfd_read(self._wake_fd)
+                if socket in ready:
+                    self._receive(socket)
+        except Exception:
+            _log.exception("the link to %s failed", self._address)
+            raise
+        finally:
+            # What was said last (BYE, acks) should get out, if anybody is there.
+            socket.close(200)
+            os.close(self._wake_fd)
+
+    def _poller(self, socket: zmq.Socket[Any]) -> zmq.Poller:
+        poller = zmq.Poller()
+        poller.register(socket, zmq.POLLIN)
+        poller.register(self._wake_fd, zmq.POLLIN)
+        return poller
+
+    def _send(self, socket: zmq.Socket[Any], out: list[list[bytes]]) -> None:
+        for i, message in enumerate(out):
+            try:
+                socket.send_multipart(message, zmq.NOBLOCK, copy=len(message[-1]) < _COPY_BELOW_BYTES)
+            except zmq.Again:
+                with self._lock:
+                    self._conversation.unsent(out[i:], self._clock() + 0.05)
+                return
+
+    def _receive(self, socket: zmq.Socket[Any]) -> None:
+        """Drain the socket; whoever waits for the conversation is told once."""
+        now = self._clock()
+        with self._lock:
+            try:
+                for _ in range(256):
+                    frames = socket.recv_multipart(zmq.NOBLOCK)
+                    try:
+                        self._conversation.receive(protocol.unpack(frames[0]), frames[1:], now)
+                    except ProtocolError as e:
+                        _log.warning("the broker sent what the protocol does not allow: %s", e.reason)
+            except zmq.Again:
+                pass
+            self._lock.notify_all()

@@ -1,0 +1,293 @@
+"""The core's one door: a batch of events in, one structure of effects out.
+
+``Core.handle`` is called with everything the loop drained from its sockets and threads. It decides for all of it,
+seals and delivers what has become possible, and closes one commit a topic: what it appended goes to the log in one
+hand-over, and what waits for its durability (acks, deliveries, settlements) stands in that commit.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from zmqbroker.core import events as ev
+from zmqbroker.core.burying import Burying
+from zmqbroker.core.config import BrokerConfig, TopicConfig
+from zmqbroker.core.consuming import Consuming
+from zmqbroker.core.effects import Effects, Hand
+from zmqbroker.core.producing import Producing
+from zmqbroker.core.session import Session
+from zmqbroker.core.state import Consumer, State
+from zmqbroker.core.topic import Commit, Topic
+from zmqbroker.errors import ProtocolError
+from zmqbroker.protocol import Code, Header, Type
+
+if TYPE_CHECKING:
+    from zmqbroker.storage.interface import Recovered
+
+_PUBLISH = int(Type.PUBLISH)
+_TICK_S = 1.0
+_SHRINK_EVERY_BYTES = 1 << 20
+
+
+class Core:
+    """The broker without its sockets, files and clocks. ``handle`` is the only mutator."""
+
+    def __init__(self, config: BrokerConfig, rng: random.Random, topic_config: TopicConfig | None = None) -> None:
+        self.state = State(config, rng, topic_config or TopicConfig())
+        self.burying = Burying(self.state)
+        self.producing = Producing(self.state)
+        self.consuming = Consuming(self.state, self.burying)
+        self.deadline_s = 0.0
+        """When ``handle`` wants to be called again at the latest, on the clock given to it."""
+        self._next_tick_s = 0.0
+        self._last_s: float | None = None
+        self._bytes_at_shrink = 0
+
+    @property
+    def topics(self) -> dict[str, Topic]:
+        return self.state.topics
+
+    def handle(self, events: Iterable[tuple], now: float, wall_ms: int) -> Effects:
+        """Decide about ``events``. ``now`` is monotonic seconds, ``wall_ms`` the time of day for records.
+
+        The returned structure is reused: run it before the next call.
+        """
+        s = self.state
+        s.fx.clear()
+        if self._last_s is not None and now - self._last_s > s.config.pause_s:
+            s.counters.pauses += 1
+            self.consuming.shift(now - self._last_s)
+        self._last_s = now
+        s.now, s.wall_ms = now, wall_ms
+        for topic in s.topics.values():
+            if topic.wants_roll and topic.roll_snapshot is None:
+                topic.wants_roll = False
+                topic.roll_snapshot = topic.snapshot(s.sessions_of(topic))
+        peers = s.peers
+        publish = self.producing.publish
+        for event in events:
+            if event[0] == ev.MESSAGE:
+                _, conn, h, frames = event
+                peer = peers.get(conn)
+                if h[2] == _PUBLISH and peer.__class__ is Session and h[5] == peer.generation and len(frames) == 1:
+                    publish(peer, h, frames)
+                else:
+                    try:
+                        self._message(conn, Header._make(h), frames)
+                    except ProtocolError as e:
+                        s.counters.garbage += 1
+                        s.error(conn, h[5], e.code, e.reason)
+            else:
+                self._event(event)
+        if now >= self._next_tick_s:
+            self._tick()
+        self.deadline_s = self._next_tick_s
+        for topic in list(s.topics.values()):
+            for group in list(topic.groups.values()):
+                if group.members or not group.config.durable:
+                    self.deadline_s = min(self.deadline_s, self.consuming.pump(topic, group))
+        for topic in s.topics.values():
+            self._close_commit(topic)
+        self.producing.grant()
+        if s.counters.bytes - self._bytes_at_shrink > _SHRINK_EVERY_BYTES:
+            self._bytes_at_shrink = s.counters.bytes
+            self._shrink_tails()
+        return s.fx
+
+    def _message(self, conn: bytes, h: Header, frames: list[bytes]) -> None:
+        """Everything but a PUBLISH in good order."""
+        s = self.s_peer(conn, h)
+        kind = h.type
+        if kind == Type.HELLO:
+            self.producing.hello(conn, h, frames)
+            return
+        if kind == Type.SUBSCRIBE:
+            self.consuming.subscribe(conn, h, frames)
+            return
+        if s is None:
+            self.state.counters.stale += 1
+            if kind not in (Type.BYE, Type.ERROR):
+                self.state.error(conn, h.generation, Code.NOT_WELCOME, "say HELLO or SUBSCRIBE first")
+            return
+        if isinstance(s, Session):
+            if kind == Type.HEARTBEAT:
+                self.producing.heartbeat(s, h)
+            elif kind == Type.BYE:
+                self.producing.bye(s)
+            else:
+                raise ProtocolError(Code.BAD_MESSAGE, f"a producer may not send type {kind} with {len(frames)} frames")
+            return
+        s.member.last_seen_s = self.state.now
+        s.member.gone_s = None
+        if kind == Type.SETTLE:
+            self.consuming.settle(s, h, frames)
+        elif kind == Type.CREDIT:
+            self.consuming.credit(s, h)
+        elif kind == Type.WORKING:
+            self.consuming.working(s, h)
+        elif kind == Type.NACK:
+            self.consuming.nack(s, h, frames)
+        elif kind == Type.BYE:
+            self.consuming.bye(s)
+        elif kind != Type.HEARTBEAT:
+            raise ProtocolError(Code.BAD_MESSAGE, f"a consumer may not send type {kind}")
+
+    def s_peer(self, conn: bytes, h: Header) -> Session | Consumer | None:
+        """The peer behind a connection, if the message belongs to its present conversation."""
+        peer = self.state.peers.get(conn)
+        if peer is None:
+            return None
+        generation = peer.generation if isinstance(peer, Session) else peer.member.generation
+        return peer if generation == h.generation else None
+
+    def _event(self, event: tuple) -> None:
+        s = self.state
+        kind = event[0]
+        if kind == ev.COMMITTED:
+            self._committed(*event[1:])
+        elif kind == ev.READ:
+            if event[1].purpose == ev.BURY:
+                self.burying.read_done(*event[1:])
+            else:
+                self.consuming.read_done(*event[1:])
+        elif kind == ev.CUT:
+            self.consuming.cut_done(*event[1:])
+        elif kind == ev.GONE:
+            self.consuming.gone(event[1])
+        elif kind == ev.DISK:
+            self._disk(*event[1:])
+        elif kind == ev.OPENED:
+            self._opened(*event[1:])
+        elif kind == ev.OPEN_FAILED:
+            s.opening.discard(event[1])
+            s.waiting.pop(event[1], None)
+        elif kind == ev.LOG_STOPPED:
+            topic = s.topics.get(event[1])
+            if topic is not None:
+                topic.stopped = event[2]
+
+    def _opened(self, name: str, config: TopicConfig, uuid: bytes, recovered: Recovered | None) -> None:
+        s = self.state
+        topic = Topic(name, config, uuid)
+        s.opening.discard(name)
+        s.topics[name] = topic
+        if recovered is not None:
+            s.sessions.update(topic.recover(recovered, s.now))
+            grace_s = s.now + s.config.reconnect_grace_s
+            for group in topic.groups.values():
+                for range_ in list(group.ranges.values()):
+                    group.make_ready(range_, grace_s, s.now)
+        for then in s.waiting.pop(name, []):
+            then()
+
+    def _disk(self, name: str, used_bytes: int, first_offsets: list[int], full: bool, wants_roll: bool) -> None:
+        topic = self.state.topics.get(name)
+        if topic is None:
+            return
+        topic.disk_bytes = used_bytes
+        if wants_roll and topic.roll_snapshot is None:
+            topic.wants_roll = True
+        for part, first in zip(topic.partitions, first_offsets, strict=True):
+            part.first_offset = max(part.first_offset, first)
+        # What producers may still send counts as used (R11), so that the cap holds whatever they do.
+        cap = topic.config.disk_bytes_max
+        was_full = topic.disk_full
+        topic.disk_full = full or used_bytes + self.state.pool.outstanding_bytes >= cap
+        if was_full and not topic.disk_full:
+            self.producing.share_out()
+
+    def _committed(self, name: str, commit_id: int, bad: dict[int, list[int]], synced: bool) -> None:
+        """Every hand up to ``commit_id`` is written, and durable where ``synced``."""
+        s = self.state
+        topic = s.topics.get(name)
+        if topic is None:
+            return
+        merged = Commit(0)
+        for commit in topic.commits:
+            if commit.id > commit_id:
+                break
+            if not commit.written:
+                self.producing.written(topic, commit, bad.get(commit.id, []))
+                if topic.config.fsync != "commit":
+                    _merge_acks(merged, commit)
+        while synced and topic.commits and topic.commits[0].id <= commit_id:
+            commit = topic.commits.popleft()
+            _merge_acks(merged, commit)
+            for part, end in zip(topic.partitions, commit.ends, strict=True):
+                part.durable_offset = end
+            self.consuming.durable(topic, commit.sealed)
+            self._settle(commit)
+        if merged.acks:
+            self.producing.ack(merged)
+
+    def _settle(self, commit: Commit) -> None:
+        """The dead letters of a commit are durable: the ranges they came from are done."""
+        for origin, group_name, range_id, rejected_rows, dead_rows in commit.settles:
+            topic = self.state.topics.get(origin)
+            group = topic.groups.get(group_name) if topic else None
+            range_ = group.ranges.get(range_id) if group else None
+            if topic is not None and group is not None and range_ is not None:
+                self.consuming.settled(topic, group, range_, rejected_rows, dead_rows)
+
+    def _close_commit(self, topic: Topic) -> None:
+        """Hand over what this turn gathered for a topic's log."""
+        commit = topic.commit
+        if not topic.appends and commit.empty and topic.roll_snapshot is None:
+            return
+        if not topic.appends and topic.roll_snapshot is None and not topic.commits:
+            # Only repeats of what is durable long since.
+            topic.commit = Commit(commit.id)
+            self.producing.ack(commit)
+            self._settle(commit)
+            return
+        commit.ends = [p.next_offset for p in topic.partitions]
+        commit.data = topic.appends
+        self.state.fx.hands.append(Hand(topic.name, commit.id, topic.appends, topic.roll_snapshot))
+        topic.commits.append(commit)
+        topic.appends = []
+        topic.roll_snapshot = None
+        topic.next_commit += 1
+        topic.commit = Commit(topic.next_commit)
+
+    def _tick(self) -> None:
+        s = self.state
+        elapsed_s = _TICK_S + s.now - self._next_tick_s if self._next_tick_s else _TICK_S
+        self._next_tick_s = s.now + _TICK_S
+        self.consuming.tick()
+        self.producing.expire()
+        for topic in s.topics.values():
+            topic.rows_per_s = topic.rate_rows / elapsed_s
+            topic.rate_rows = 0
+
+    def _shrink_tails(self) -> None:
+        """Keep the tail cache within its budget, each partition in proportion to what it holds."""
+        parts = [p for t in self.state.topics.values() for p in t.partitions if p.entries]
+        held = [p.tail_bytes for p in parts]
+        total = sum(held)
+        budget = self.state.config.tail_bytes
+        if total > budget:
+            for part, size in zip(parts, held, strict=True):
+                # A tenth below, so that this runs once in a while and not every time.
+                part.shrink(int(size * budget / total * 0.9))
+
+
+def _merge_acks(into: Commit, commit: Commit) -> None:
+    """One ACK a session and turn, whatever the number of commits: ranges joined, credit of this generation summed."""
+    for sid, ack in commit.acks.items():
+        session, generation, size, ranges = ack
+        have = into.acks.get(sid)
+        if have is None:
+            into.acks[sid] = ack
+            continue
+        if generation == have[1]:
+            have[2] += size
+        elif generation == session.generation:
+            have[1], have[2] = generation, size
+        for r in ranges:
+            if have[3] and have[3][-1][1] + 1 == r[0]:
+                have[3][-1][1] = r[1]
+            else:
+                have[3].append(r)
+    commit.acks = {}

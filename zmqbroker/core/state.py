@@ -1,0 +1,141 @@
+"""What the parts of the core share: topics, peers, the credit pool, the clock of this turn, the effects."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from zmqbroker import protocol
+from zmqbroker.core.config import BrokerConfig, TopicConfig
+from zmqbroker.core.credit import CreditPool
+from zmqbroker.core.effects import Effects
+from zmqbroker.core.group import Group, Member
+from zmqbroker.core.session import Session
+from zmqbroker.core.topic import Topic
+from zmqbroker.protocol import Code, Type
+
+
+@dataclass
+class Counters:
+    """Totals since the start of this broker, read by /metrics and the admin socket."""
+
+    messages: int = 0
+    rows: int = 0
+    bytes: int = 0
+    duplicates: int = 0
+    over_credit: int = 0
+    refused: int = 0
+    garbage: int = 0
+    stale: int = 0
+    bad_checksums: int = 0
+    deliveries: int = 0
+    delivered_rows: int = 0
+    redeliveries: int = 0
+    settled: int = 0
+    deaths: int = 0
+    failures: int = 0
+    dead_records: int = 0
+    pauses: int = 0
+    ingress_errors: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Consumer:
+    """The peer behind a consumer's connection."""
+
+    topic: Topic
+    group: Group
+    member: Member
+
+
+class State:
+    """One broker's state. Only the modules of this package change it, within :meth:`Core.handle`."""
+
+    def __init__(self, config: BrokerConfig, rng: random.Random, topic_config: TopicConfig) -> None:
+        self.config = config
+        self.rng = rng
+        self.topic_config = topic_config
+        """Settings of topics made on first use."""
+        self.fx = Effects()
+        self.topics: dict[str, Topic] = {}
+        self.sessions: dict[int, Session] = {}
+        self.peers: dict[bytes, Session | Consumer] = {}
+        self.pool = CreditPool(config.ingress_pool_bytes, config.credit_floor_bytes)
+        self.counters = Counters()
+        self.now = 0.0
+        self.wall_ms = 0
+        self.waiting: dict[str, list[Callable[[], None]]] = {}
+        """What waits for a topic to be opened."""
+        self.opening: set[str] = set()
+        self.topic_configs: dict[str, TopicConfig] = {}
+        self.stopping = False
+
+    def send(self, conn: bytes, *frames: bytes) -> None:
+        self.fx.sends.append((conn, list(frames)))
+
+    def error(self, conn: bytes, generation: int, code: int, reason: str, who: int = 0) -> None:
+        """Answer what could not be done; counted by code."""
+        name = Code(code).name.lower()
+        errors = self.counters.ingress_errors
+        errors[name] = errors.get(name, 0) + 1
+        self.send(conn, protocol.pack(Type.ERROR, generation, e=code, a=who), reason.encode()[:1000])
+
+    def with_topic(self, conn: bytes, generation: int, name: str, then: Callable[[Topic], None]) -> None:
+        """Call ``then`` with the topic, now or when it is open; answer with an error where it cannot be."""
+        topic = self.topics.get(name)
+        if topic is not None:
+            then(topic)
+        elif not protocol.valid_topic(name):
+            self.error(
+                conn,
+                generation,
+                Code.BAD_TOPIC,
+                f"{name!r:.100} is no topic name: letters, digits, . _ - and at most 200",
+            )
+        elif not self.config.topic_create:
+            self.error(
+                conn,
+                generation,
+                Code.BAD_TOPIC,
+                f"topic {name} does not exist: create it with `zmqbroker admin topic create`",
+            )
+        elif len(self.topics) + len(self.opening) >= self.config.topics_max and name not in self.opening:
+            self.error(conn, generation, Code.BUSY, f"the broker holds {self.config.topics_max} topics already")
+        else:
+            self.waiting.setdefault(name, []).append(lambda: then(self.topics[name]))
+            self.open(name)
+
+    def open(self, name: str, config: TopicConfig | None = None) -> None:
+        """Ask for a topic's log once."""
+        if name not in self.topics and name not in self.opening:
+            self.opening.add(name)
+            self.fx.opens.append((name, config or self.topic_configs.get(name, self.topic_config)))
+
+    def sessions_of(self, topic: Topic) -> list[Session]:
+        oldest_ms = self.wall_ms - int(self.config.producer_expiry_s * 1000)
+        return [
+            s
+            for s in self.sessions.values()
+            if s.topic == topic.name and (s.last_ms >= oldest_ms or s.conn is not None)
+        ]
+
+
+def dead_letter_topic(topic: str) -> str:
+    return f"{topic}.dlq"
+
+
+def envelope(origin: dict[str, object], payload: bytes) -> bytes:
+    """A dead letter: where it came from and why, before the payload as it was (R26)."""
+    head = json.dumps(origin, separators=(",", ":")).encode()
+    return b"GZDL" + len(head).to_bytes(4, "little") + head + payload
+
+
+def open_envelope(letter: bytes | memoryview) -> tuple[dict[str, object], memoryview]:
+    """(origin, payload) of a dead letter; raises ValueError for anything else."""
+    view = memoryview(letter)
+    if bytes(view[:4]) != b"GZDL":
+        raise ValueError("not a dead letter")
+    size = int.from_bytes(view[4:8], "little")
+    return json.loads(bytes(view[8 : 8 + size])), view[8 + size :]
