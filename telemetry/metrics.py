@@ -100,6 +100,49 @@ METRICS: Final[tuple[MetricDefinition, ...]] = (
         "Time of one fdatasync of a log",
         (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0),
     ),
+    # store (the embedded server)
+    MetricDefinition("store_connections", "gauge", (), "HTTP connections that are open"),
+    MetricDefinition("store_queries_running", "gauge", (), "Queries under way, inserts included"),
+    MetricDefinition("store_queries_total", "counter", (), "Queries that succeeded, inserts included"),
+    MetricDefinition("store_query_errors_total", "counter", (), "Requests that were answered with an error"),
+    MetricDefinition("store_queries_cancelled_total", "counter", (), "Queries cancelled because their client hung up"),
+    MetricDefinition("store_inserts_total", "counter", (), "Inserts that succeeded"),
+    MetricDefinition("store_rows_inserted_total", "counter", (), "Rows that inserts brought"),
+    MetricDefinition(
+        "store_bodies_refused_total", "counter", (), "Request bodies refused because they did not come whole"
+    ),
+    # collector
+    MetricDefinition("collector_rows_received_total", "counter", (), "Rows of the deliveries taken from the broker"),
+    MetricDefinition("collector_batches_received_total", "counter", (), "Batches of the deliveries taken"),
+    MetricDefinition("collector_rows_stored_total", "counter", (), "Rows known to be in the store when acknowledged"),
+    MetricDefinition(
+        "collector_rows_found_total", "counter", (), "Rows an earlier attempt had stored: duplicates avoided"
+    ),
+    MetricDefinition(
+        "collector_rows_rejected_total", "counter", ("reason",), "Rows kept in the rejects table, by reason"
+    ),
+    MetricDefinition("collector_rows_dead_total", "counter", (), "Rows of decodable batches sent to the dead letters"),
+    MetricDefinition("collector_batches_dead_total", "counter", (), "Batches sent to the dead letters"),
+    MetricDefinition(
+        "collector_batches_repeated_total", "counter", (), "Batches that stood twice in one range; one was taken"
+    ),
+    MetricDefinition(
+        "collector_doubtful_total", "counter", (), "Deliveries that may have been stored before, so were asked for"
+    ),
+    MetricDefinition(
+        "collector_alarms_total", "counter", (), "Findings that the rules say cannot be; the log says which"
+    ),
+    MetricDefinition(
+        "collector_deliveries_total", "counter", ("outcome",), "Deliveries: settled, given_back, failed, lease_over"
+    ),
+    MetricDefinition("collector_deliveries_in_hand", "gauge", (), "Deliveries being worked on now"),
+    MetricDefinition(
+        "collector_lag_seconds", "gauge", (), "Age of the oldest batch in hand, since the broker appended it"
+    ),
+    MetricDefinition("collector_insert_seconds", "histogram", (), "One INSERT, from sending to the store's answer"),
+    MetricDefinition("collector_step_seconds_total", "counter", ("step",), "Time spent in decode, validate and merge"),
+    MetricDefinition("collector_breaker_state", "gauge", (), "0 closed, 1 half-open, 2 open: the store is away"),
+    MetricDefinition("collector_breaker_opened_total", "counter", (), "How often the breaker has opened"),
 )
 
 
