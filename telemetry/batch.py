@@ -34,6 +34,10 @@ VERSION: Final = 1
 ROWS_MAX: Final = 65_536
 """Rows a batch may hold: every device code then fits uint16, and any batch fits one delivery."""
 
+CODES_MAX: Final = 65_536
+"""Entries a dictionary may hold of each kind: what a uint16 code can reach. More would only cost memory: 32 MB of empty
+devices are 1.5 million objects at the receiver."""
+
 DICTIONARY_BYTES_MAX: Final = 32 << 20
 COLUMN_BYTES_A_ROW: Final = 8 + 8 + 2 + 2
 
@@ -242,6 +246,10 @@ class DictionaryEncoder:
 
     def encode(self, devices: Sequence[Device], metrics: Sequence[str], key: object = None) -> EncodedDictionary:
         """``key``: anything hashable that stands for these very devices and metrics, to spare hashing them."""
+        if len(devices) > CODES_MAX or len(metrics) > CODES_MAX:
+            raise BatchError(
+                f"a dictionary holds at most {CODES_MAX} devices and as many metrics; send fewer rows a batch"
+            )
         if key is None:
             key = (tuple(devices), tuple(metrics))
         found = self._cache.get(key)
@@ -358,6 +366,8 @@ def read_header(payload: bytes | memoryview) -> Header:
         raise BatchError("the size of the columns does not fit the rows")
     if header.dictionary_raw_bytes > DICTIONARY_BYTES_MAX:
         raise BatchError(f"the dictionary of {header.dictionary_raw_bytes} bytes is above {DICTIONARY_BYTES_MAX}")
+    if header.devices > CODES_MAX or header.metrics > CODES_MAX:
+        raise BatchError(f"the dictionary claims more than {CODES_MAX} devices or metrics")
     # An entry is at least its length prefixes: more entries than bytes is a lie that must not size a loop.
     entry_bytes_min = header.devices * 22 + header.metrics * 2
     if entry_bytes_min > header.dictionary_raw_bytes or not header.devices or not header.metrics:
