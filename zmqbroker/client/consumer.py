@@ -131,6 +131,14 @@ class Consumer:
         return self._conversation.connected
 
     @property
+    def silence_s(self) -> float:
+        """Seconds since the broker was heard, by our clock: also how long this very process may have been stopped.
+
+        Both sides speak at least once a second, so well below the group's ``ack_timeout`` a lease is surely ours (R12).
+        """
+        return self._clock() - self._conversation.last_heard_s
+
+    @property
     def error(self) -> BrokerError | None:
         return self._conversation.fatal
 

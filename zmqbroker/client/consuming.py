@@ -109,6 +109,11 @@ class ConsumerConversation:
     def connected(self) -> bool:
         return self.opening.accepted
 
+    @property
+    def last_heard_s(self) -> float:
+        """When the broker last said anything."""
+        return self._last_heard_s
+
     # --- the application's side ------------------------------------------------------------------------------------
 
     def settle(self, delivery: Delivery, rejected_rows: int, dead_offsets: list[int], reason: str) -> None:
