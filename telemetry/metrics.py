@@ -108,9 +108,7 @@ METRICS: Final[tuple[MetricDefinition, ...]] = (
     MetricDefinition("store_queries_cancelled_total", "counter", (), "Queries cancelled because their client hung up"),
     MetricDefinition("store_inserts_total", "counter", (), "Inserts that succeeded"),
     MetricDefinition("store_rows_inserted_total", "counter", (), "Rows that inserts brought"),
-    MetricDefinition(
-        "store_bodies_refused_total", "counter", (), "Request bodies refused because they did not come whole"
-    ),
+    MetricDefinition("store_bodies_refused_total", "counter", (), "Bodies refused because they did not come whole"),
     # collector
     MetricDefinition("collector_rows_received_total", "counter", (), "Rows of the deliveries taken from the broker"),
     MetricDefinition("collector_batches_received_total", "counter", (), "Batches of the deliveries taken"),
@@ -143,6 +141,30 @@ METRICS: Final[tuple[MetricDefinition, ...]] = (
     MetricDefinition("collector_step_seconds_total", "counter", ("step",), "Time spent in decode, validate and merge"),
     MetricDefinition("collector_breaker_state", "gauge", (), "0 closed, 1 half-open, 2 open: the store is away"),
     MetricDefinition("collector_breaker_opened_total", "counter", (), "How often the breaker has opened"),
+    # streamer
+    MetricDefinition("streamer_rows_read_total", "counter", (), "Rows read and handed to the publisher"),
+    MetricDefinition("streamer_rows_published_total", "counter", (), "Rows given to the broker's client"),
+    MetricDefinition("streamer_rows_acked_total", "counter", (), "Rows that the broker has made durable"),
+    MetricDefinition("streamer_rows_rejected_total", "counter", ("reason",), "Rows left out as bad, by reason"),
+    MetricDefinition("streamer_batches_published_total", "counter", (), "Batches given to the broker's client"),
+    MetricDefinition("streamer_batches_acked_total", "counter", (), "Batches that the broker has made durable"),
+    MetricDefinition("streamer_bytes_read_total", "counter", (), "Bytes read from sources, decompressed"),
+    MetricDefinition("streamer_passes_total", "counter", (), "Passes over a source that came to their end"),
+    MetricDefinition("streamer_pending_batches", "gauge", (), "Batches published and not yet durable"),
+    MetricDefinition("streamer_pending_bytes", "gauge", (), "Bytes published and not yet durable"),
+    MetricDefinition("streamer_publish_latency_seconds", "gauge", ("quantile",), "Publish to ack, recent batches"),
+    MetricDefinition("streamer_backpressure_seconds_total", "counter", (), "Time spent waiting for credit"),
+    MetricDefinition("streamer_reconnects_total", "counter", (), "Times a connection to the broker was made again"),
+    MetricDefinition(
+        "streamer_possible_duplicates_total",
+        "counter",
+        (),
+        "Batches sent again to a broker that did not know the session",
+    ),
+    MetricDefinition("streamer_workers", "gauge", (), "Worker processes alive"),
+    MetricDefinition(
+        "streamer_worker_restarts_total", "counter", (), "Worker processes that died and were started again"
+    ),
 )
 
 

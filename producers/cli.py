@@ -1,0 +1,121 @@
+"""``telemetry-streamer``: the command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from importlib import import_module
+from typing import Final
+
+from telemetry.batch import COMPRESSIONS, ROWS_MAX
+from telemetry.options import (
+    Command,
+    CommandLine,
+    Option,
+    Positional,
+    common,
+    duration_seconds,
+    flag,
+    non_negative_float,
+    path,
+    positive_int,
+    url,
+    usage_errors,
+)
+
+PROG: Final = "telemetry-streamer"
+
+
+def shard(text: str) -> tuple[int, int]:
+    """``i/n``: part i (from 0) of n; n alone takes i from the ordinal at the end of the host name (StatefulSet)."""
+    index, slash, count = text.rpartition("/")
+    if not slash:
+        index = os.environ.get("HOSTNAME", "").rpartition("-")[2]
+    try:
+        part, parts = int(index), int(count)
+    except ValueError:
+        raise ValueError("is not i/n, as in 0/3 (or n alone on a host whose name ends in -i)") from None
+    if not 0 <= part < parts:
+        raise ValueError("is not i/n with i from 0 to n-1")
+    return part, parts
+
+
+def batch_rows(text: str) -> int:
+    """Rows a batch, within what a batch holds."""
+    rows = positive_int(text)
+    if rows > ROWS_MAX:
+        raise ValueError(f"is above {ROWS_MAX}, the most a batch holds")
+    return rows
+
+
+BROKER: Final = (
+    Option(
+        "connect",
+        "address of the broker, or of a collector that binds",
+        "tcp://127.0.0.1:5555",
+        url,
+        env="ZMQBROKER_URL",
+    ),
+    Option("topic", "topic to publish to", "gpu-telemetry"),
+    Option("compression", "compression of batches", "lz4", choices=tuple(COMPRESSIONS)),
+    Option("batch-rows", "rows a batch at most", 20_000, batch_rows, "rows"),
+    Option(
+        "state-dir",
+        "what must outlive the process: rejects, progress, spool "
+        "(default: telemetry-streamer in the user's state folder)",
+        None,
+        path,
+    ),
+    Option("producer", "class that publishes (package.module:Class)", "zmqbroker.client:Producer"),
+)
+
+PACE: Final = (
+    Option("rate", "rows a second of each worker; 0 is no limit", 0.0, non_negative_float, "rows/s"),
+    Option("duration", "end after this time; 0 is no limit", 0.0, duration_seconds, "seconds"),
+    Option("interval", "begin a pass every so often; 0 is one pass, or with --loop one after the other", 0.0,
+           duration_seconds, "seconds"),
+    Option("loop", "begin again at the end", False, flag),
+    Option("timestamps", "time of a row: now (when it is processed), shift (the file's own, moved so that its last "
+           "is now), original", "now", choices=("now", "shift", "original")),
+    Option("workers", "worker processes", max(1, min(4, os.cpu_count() or 1)), positive_int, "processes"),
+    Option("shard", "play part i (from 0) of n, so that n streamers share the files", (0, 1), shard, metavar="I/N"),
+)  # fmt: skip
+
+READING: Final = (
+    Option("rejects", "file that keeps bad rows (default: rejects.ndjson in the state folder)", None, path),
+    Option("strict", "stop at the first bad row", False, flag),
+    Option("map", "YAML file that says what the columns mean", None, path),
+    Option("exporter-version", "version of the exporter that wrote the file, where its labels do not tell", None),
+    Option("explain", "print what is understood of the files, and end", False, flag),
+)
+
+COMMAND_LINE: Final = CommandLine(
+    PROG,
+    "STREAMER",
+    "Stream GPU telemetry to the broker.",
+    (*common("127.0.0.1:8081"), *BROKER),
+    {
+        "csv": Command(
+            "play CSV files: DCGM long format, wide formats, _field/_value",
+            (*PACE, *READING),
+            (Positional("files", "files, globs, or - for standard input", "+"),),
+        ),
+    },
+)
+
+# Imported when it is run: the agent of a host has no use for what reads files, and pays for it in memory.
+_RUNNERS: Final = {"csv": "producers.csv_command"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry of the console script; the exit code."""
+    args = COMMAND_LINE.parse(argv)
+    run: Callable[[argparse.Namespace], int] = import_module(_RUNNERS[args.command]).run
+    with usage_errors(PROG):
+        return run(args)
+    raise AssertionError("unreachable")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

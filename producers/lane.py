@@ -1,0 +1,283 @@
+"""Playing a lane: blocks to batches to the broker, in order, from any position."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
+from typing import Any, Final
+
+import numpy as np
+
+from producers.batcher import Batcher, batch_parts
+from producers.blocks import Block, FileBlocks, stream_blocks
+from producers.columns import Columns
+from producers.csv import BlockParser
+from producers.errors import BadRow
+from producers.identities import Identities
+from producers.pacing import Stamper, TokenBucket
+from producers.publisher import Publisher
+from producers.rejects import RejectsFile
+from producers.source import open_stream
+from producers.task import LaneTask, Position, Report, WorkerSettings
+
+REPLAY_BYTES_MAX: Final = 64 << 20
+"""A lane of up to this many bytes that is played more than once is parsed once and then replayed from memory."""
+
+
+class LaneRun:
+    """One worker's run over one lane.
+
+    ``report`` is called between batches with how far it is; ``should_stop`` ends reading (not publishing what is
+    read). A batch that was published is the caller's to drain: see :attr:`publisher`.
+    """
+
+    def __init__(
+        self,
+        task: LaneTask,
+        settings: WorkerSettings,
+        producer: Any,
+        *,
+        stopping: threading.Event,
+        report: Callable[[LaneRun], None],
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.task = task
+        self.publisher: Publisher[Position] = Publisher(producer, task.start)
+        self.rejected: dict[str, int] = {}
+        self.lines = 0
+        self.rows_read = 0
+        self.bytes_read = 0
+        self.passes = 0
+        self._settings = settings
+        self._stopping = stopping
+        self._report = report
+        self._clock_ns = clock_ns
+        self._identities = Identities()
+        self._parser = BlockParser(task.source.mapping, self._identities, want_times=task.timestamps != "now")
+        self._batcher = Batcher(self._identities, settings.compression, clock_ns)
+        self._bucket = TokenBucket(settings.rate) if settings.rate else None
+        self._rejects = RejectsFile(settings.rejects)
+        self._line_at = (task.source.data_start, task.source.first_line)
+        self._replayed = (
+            task.passes != 1
+            and task.source.seekable
+            and (task.last - task.first) * task.block_bytes <= REPLAY_BYTES_MAX
+        )
+        self._replay: Columns | None = None
+        self._repeats = 1
+        self._seq = task.start.seq
+
+    def run(self) -> bool:
+        """Play all passes; True if the lane came to its end, False if it was stopped."""
+        task = self.task
+        for number in count(task.start.pass_number):
+            if task.passes and number >= task.passes:
+                return True
+            began_ns = self._wait_for_pass(number)
+            if began_ns is None:
+                return False
+            stamper = Stamper(
+                task.timestamps,
+                origin_ns=task.source.origin_ns,
+                fixed_now_ns=began_ns if task.fixed_now else None,
+                clock_ns=self._clock_ns,
+            )
+            stamper.begin_pass(began_ns)
+            start = task.start if number == task.start.pass_number else Position(number, task.first)
+            for block, columns in self._blocks(start, first=number == task.start.pass_number):
+                first_part = start.part if block == start.block else 0
+                if not self._publish_block(number, block, columns, stamper, first_part):
+                    return False
+            self.passes += self._repeats
+            if task.interval_s and self.publisher.drain(self._should_stop):
+                return False
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        """Close the rejects file."""
+        self._rejects.close()
+
+    def state(self, *, ended: bool = False, done: bool = False, unacked: int = 0) -> Report:
+        """How far the lane is."""
+        publisher, stats = self.publisher, self.publisher.producer.stats
+        return Report(
+            lane=self.task.lane,
+            position=publisher.floor,
+            lines=self.lines,
+            rows_read=self.rows_read,
+            rows_published=publisher.rows_published,
+            rows_acked=publisher.rows_acked,
+            batches_published=publisher.batches_published,
+            batches_acked=publisher.batches_acked,
+            bytes_read=self.bytes_read,
+            passes=self.passes,
+            rejected=dict(self.rejected),
+            pending=publisher.in_flight,
+            pending_bytes=stats.pending_bytes,
+            credit_wait_s=stats.credit_wait_seconds,
+            reconnects=stats.reconnects,
+            possible_duplicates=stats.possible_duplicates,
+            connected=bool(stats.connected),
+            latency_p50_s=publisher.latency_s(0.5),
+            latency_p99_s=publisher.latency_s(0.99),
+            ended=ended,
+            done=done,
+            unacked=unacked,
+        )
+
+    def _should_stop(self) -> bool:
+        ends_ns = self._settings.ends_ns
+        return self._stopping.is_set() or bool(ends_ns and self._clock_ns() >= ends_ns)
+
+    def _wait_for_pass(self, number: int) -> int | None:
+        """When pass ``number`` begins (ns), after waiting for it; None if stopped meanwhile."""
+        interval_ns = int(self.task.interval_s * 1e9)
+        due_ns = self.task.began_ns + number * interval_ns
+        while interval_ns and (left_ns := due_ns - self._clock_ns()) > 0 and not self._should_stop():
+            self._stopping.wait(min(left_ns / 1e9, 0.2))
+            self._report(self)
+        if self._should_stop():
+            return None
+        if self.task.fixed_now:
+            return due_ns
+        return self._clock_ns() if number or interval_ns else self.task.began_ns
+
+    def _blocks(self, start: Position, *, first: bool) -> Iterator[tuple[int, Columns]]:
+        """Parsed blocks of one pass from ``start``; a small lane that is played again is parsed once."""
+        if not self._replayed:
+            for block in self._read(start.block):
+                yield block.number, self._parse(block, tell=first)
+            return
+        if self._replay is None:
+            columns = _joined([self._parse(block, tell=first) for block in self._read(self.task.first)])
+            self._repeats = self._repeats_of(columns.rows)
+            self._replay = columns if self._repeats == 1 else _joined([columns] * self._repeats)
+        if start.block == self.task.first:
+            yield self.task.first, self._replay
+
+    def _repeats_of(self, rows: int) -> int:
+        """How many passes over a tiny lane go into one: else the time goes into headers and acks instead of rows.
+
+        Only where passes follow each other at once and rows get the present time, so that nothing is lost by it.
+        """
+        task = self.task
+        if not rows or task.passes or task.interval_s or task.timestamps != "now" or self._bucket is not None:
+            return 1
+        return max(1, task.batch_rows // rows)
+
+    def _read(self, first: int) -> Iterator[Block]:
+        task = self.task
+        source = task.source
+        if source.seekable:
+            with FileBlocks(source.path, task.block_bytes, source.data_start, source.size) as blocks:
+                self._count_lines = blocks.count_lines
+                yield from blocks.read(first, task.last)
+            return
+        with open_stream(source.path) as stream:
+            _skip(stream, source.data_start)
+            for block in stream_blocks(stream.read, task.block_bytes, source=source.path, offset=source.data_start):
+                if block.number >= first:
+                    yield block
+                else:
+                    self._line_at = (
+                        block.offset + len(block.data),
+                        self._line_at[1] + block.data.count(b"\n"),
+                    )
+
+    def _parse(self, block: Block, *, tell: bool) -> Columns:
+        parsed = self._parser.parse(block.data)
+        self.lines += parsed.lines
+        self.bytes_read += len(block.data)
+        if parsed.bad:
+            for bad in parsed.bad:
+                self.rejected[bad.reason] = self.rejected.get(bad.reason, 0) + 1
+            self._tell(block, parsed.bad, tell=tell)
+        if not self.task.source.seekable:
+            self._line_at = (block.offset + len(block.data), self._line_at[1] + parsed.lines)
+        return parsed.columns
+
+    def _tell(self, block: Block, bad: list, *, tell: bool) -> None:
+        """Write bad rows with their line numbers; ``--strict`` stops at the first."""
+        offset, line = self._line_at
+        if self.task.source.seekable:
+            # Lines before this block are counted only now that a number is needed, from where it was needed last.
+            line += self._count_lines(offset, block.offset)
+            self._line_at = (block.offset, line)
+        bad.sort()
+        if self._settings.strict:
+            first = bad[0]
+            where = f", column {first.column}" if first.column else ""
+            raise BadRow(f"{self.task.source.path}: line {line + first.line}{where}: {REASONS[first.reason]}")
+        if tell:
+            self._rejects.write(self.task.source.path, line, block.data, bad)
+
+    def _publish_block(self, pass_number: int, block: int, columns: Columns, stamper: Stamper, first_part: int) -> bool:
+        parts = batch_parts(columns.rows, self.task.batch_rows)
+        for part, (start, end) in enumerate(parts):
+            if part < first_part:
+                continue
+            if self._should_stop():
+                return False
+            rows = end - start
+            self.rows_read += rows
+            if self._bucket is not None and not self._wait_for_tokens(rows):
+                return False
+            chunk = columns.part(start, end)
+            self._seq += 1
+            following = (
+                Position(pass_number, block, part + 1, self._seq)
+                if part + 1 < len(parts)
+                else Position(pass_number, block + 1, 0, self._seq)
+            )
+            times = stamper.times(chunk.timestamp_ns, rows)
+            pack = partial(self._batcher.pack, chunk, times)
+            if not self.publisher.publish(pack, rows, following, self._stopping):
+                return False
+            self._report(self)
+        return True
+
+    def _wait_for_tokens(self, rows: int) -> bool:
+        assert self._bucket is not None
+        delay = self._bucket.delay_s(rows)
+        while delay > 0 and not self._should_stop():
+            self._stopping.wait(min(delay, 0.2))
+            delay -= 0.2
+            self.publisher.settle()
+            self._report(self)
+        return not self._should_stop()
+
+
+REASONS: Final = {
+    "ragged": "has more or fewer fields than the header",
+    "quote": "a quote is not closed",
+    "undecodable": "is no UTF-8 text",
+    "no_value": "has no value",
+    "not_a_number": "the value is no number",
+    "bad_time": "the time cannot be read",
+}
+"""Why a row is bad, for people; the keys are the ``reason`` labels of ``streamer_rows_rejected_total``."""
+
+
+def _skip(stream: Any, size: int) -> None:
+    while size > 0:
+        piece = stream.read(min(size, 1 << 20))
+        if not piece:
+            return
+        size -= len(piece)
+
+
+def _joined(parts: list[Columns]) -> Columns:
+    """All rows of ``parts``, in order; timestamps are there in all of them or in none."""
+    if len(parts) == 1:
+        return parts[0]
+    times = [part.timestamp_ns for part in parts if part.timestamp_ns is not None]
+    whole = bool(parts) and len(times) == len(parts)
+    return Columns(
+        np.concatenate([part.device for part in parts] or [np.zeros(0, np.int32)]),
+        np.concatenate([part.metric for part in parts] or [np.zeros(0, np.int32)]),
+        np.concatenate([part.value for part in parts] or [np.zeros(0)]),
+        np.concatenate(times) if whole else None,
+    )
