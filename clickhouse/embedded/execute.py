@@ -1,0 +1,175 @@
+"""One query, from request to response, on a handle of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from clickhouse.embedded import codecs, formats
+from clickhouse.embedded.engine import Engine, EngineError, Handle, quoted_name
+from clickhouse.embedded.request import Request
+from clickhouse.embedded.response import Response
+from clickhouse.embedded.sessions import TIMEOUT_SECONDS, Sessions
+from clickhouse.embedded.statement import INSERT, Statement, without_query_id
+from clickhouse.embedded.users import User
+
+_SECONDS_MAX: Final = 24 * 3600
+
+
+class Executor:
+    """Runs statements. Bounds that clients cannot lift: memory, and the time that an insert may take (R12)."""
+
+    def __init__(self, engine: Engine, sessions: Sessions) -> None:
+        self._engine = engine
+        self._sessions = sessions
+
+    def run(self, request: Request, statement: Statement, user: User, query_id: str, response: Response) -> int:
+        """Run and fill the response. Returns the rows inserted. Raises :class:`EngineError`."""
+        with self._handle(request, user) as handle:
+            with self._prepared(handle, request, statement, user, query_id):
+                if statement.data is not None:
+                    return _insert(handle, request, statement, response)
+                _select(handle, request, statement, response)
+                return 0
+
+    @contextmanager
+    def _handle(self, request: Request, user: User) -> Iterator[Handle]:
+        session_id = request.params.get("session_id", "")
+        if not session_id:
+            with self._engine.handle() as handle:
+                yield handle
+            return
+        timeout = float(request.params.get("session_timeout") or TIMEOUT_SECONDS)
+        with self._sessions.use(user.name, session_id, timeout, request.switch("session_check")) as handle:
+            yield handle
+
+    @contextmanager
+    def _prepared(
+        self, handle: Handle, request: Request, statement: Statement, user: User, query_id: str
+    ) -> Iterator[None]:
+        """Database and settings of this request; a session gets its own back afterwards."""
+        in_session = bool(request.params.get("session_id"))
+        settings = {**self._bounds(request, statement), "log_comment": query_id}
+        if statement.data is not None and request.bound:
+            settings |= {f"param_{name}": value for name, value in request.bound.items()}
+        before = self._values(handle, settings) if in_session and not statement.changes_session else {}
+        database = request.params.get("database") or request.headers.get("X-ClickHouse-Database", "")
+        if database:
+            handle.use(database)
+        handle.set(settings)
+        for table in request.external:
+            handle.run(f"CREATE TEMPORARY TABLE {quoted_name(table.name)} ({table.structure})")
+            handle.insert(f"INSERT INTO {quoted_name(table.name)}", table.format, table.data)
+        # Last, because nothing can be set after it. A session keeps its own rights: it belongs to one user.
+        if user.readonly or (request.method in ("GET", "HEAD") and not in_session):
+            if not in_session or str(handle.run("SELECT getSetting('readonly')")).strip() == "0":
+                handle.set({"readonly": "2"})
+        if request.params.get("readonly") == "1":
+            handle.set({"readonly": "1"})
+        try:
+            yield
+        finally:
+            if before:
+                handle.set(before)
+
+    def _bounds(self, request: Request, statement: Statement) -> dict[str, str]:
+        limits = self._engine.limits
+        settings = dict(request.settings)
+        seconds = limits.execution_seconds
+        try:
+            asked = float(settings.get("max_execution_time") or 0)
+            memory = int(settings.get("max_memory_usage") or 0)
+        except ValueError:
+            raise EngineError.of(
+                72, "CANNOT_PARSE_NUMBER", "max_execution_time or max_memory_usage is no number"
+            ) from None
+        longest = seconds if statement.verb == INSERT else _SECONDS_MAX
+        settings["max_execution_time"] = f"{min(asked, longest) if asked > 0 else seconds:g}"
+        allowed = limits.query_memory_bytes
+        settings["max_memory_usage"] = str(min(memory, allowed) if memory > 0 else allowed)
+        settings.setdefault("max_threads", str(limits.threads))
+        return settings
+
+    def _values(self, handle: Handle, settings: dict[str, str]) -> dict[str, str]:
+        names = ", ".join(f"'{name}'" for name in settings if self._engine.knows(name))
+        rows = str(handle.run(f"SELECT name, value FROM system.settings WHERE name IN ({names})", "TSVRaw"))
+        return dict(line.split("\t", 1) for line in rows.splitlines())
+
+
+def _insert(handle: Handle, request: Request, statement: Statement, response: Response) -> int:
+    assert statement.data is not None
+    # The whole bytes object where the data is all of it: a slice of 10 MB is a copy of 10 MB.
+    whole = statement.data.obj
+    data = whole if isinstance(whole, bytes) and len(whole) == len(statement.data) else bytes(statement.data)
+    result = handle.insert(statement.sql, statement.format, data)
+    response.summary(
+        {
+            "read_rows": result.rows_written,
+            "read_bytes": len(data),
+            "written_rows": result.rows_written,
+            "written_bytes": result.bytes_written,
+            "result_rows": result.rows_written,
+            "result_bytes": result.bytes_written,
+            "elapsed_ns": round(result.elapsed * 1e9),
+        }
+    )
+    response.headers["Content-Type"] = "text/plain; charset=UTF-8"
+    return int(result.rows_written)
+
+
+def _select(handle: Handle, request: Request, statement: Statement, response: Response) -> None:
+    default = request.params.get("default_format") or request.headers.get("X-ClickHouse-Format") or "TabSeparated"
+    name = statement.format or default
+    sql = without_query_id(statement.sql) if statement.verb == "KILL" else statement.sql
+    response.headers["Content-Type"] = formats.content_type(name)
+    response.headers["X-ClickHouse-Format"] = name
+    response.wait = request.switch("wait_end_of_query") or request.switch("http_wait_end_of_query")
+    if request.switch("compress"):
+        response.framed = True
+    elif request.switch("enable_http_compression"):
+        response.coding = codecs.choose(request.headers.get("Accept-Encoding", ""))
+        if response.coding:
+            response.headers["Content-Encoding"] = response.coding
+    if request.switch("send_progress_in_http_headers"):
+        response.progress_interval_s = float(request.params.get("http_headers_progress_interval_ms") or 100) / 1000
+        handle.on_progress(response.progress)
+    if statement.streams and formats.streams(name) and not statement.with_totals and not request.switch("extremes"):
+        response.headers["X-ClickHouse-Exception-Tag"] = response.exception_tag
+        if _stream(handle, request, sql, name, response):
+            return
+        response.headers.pop("X-ClickHouse-Exception-Tag", None)
+    result = handle.run(sql, name, request.bound)
+    response.summary(_told(result))
+    response.write(result.bytes())
+
+
+def _stream(handle: Handle, request: Request, sql: str, name: str, response: Response) -> bool:
+    """Send piece by piece. False if there was no row: then the whole, with names and types, is asked for at once."""
+    head = -1
+    try:
+        for piece in handle.stream(sql, name, request.bound):
+            data = piece.bytes()
+            response.summary(_told(piece))
+            if head < 0:
+                head = formats.head_bytes(name, data)
+            else:
+                data = data[head:]
+            response.write(data)
+    except EngineError as e:
+        if e.code == 36 and "Streaming query is not supported" in str(e):
+            return False
+        raise
+    return head >= 0
+
+
+def _told(result: Any) -> dict[str, int]:
+    return {
+        "read_rows": result.storage_rows_read(),
+        "read_bytes": result.storage_bytes_read(),
+        "written_rows": result.rows_written(),
+        "written_bytes": result.bytes_written(),
+        "result_rows": result.rows_read(),
+        "result_bytes": result.bytes_read(),
+        "elapsed_ns": round(result.elapsed() * 1e9),
+    }

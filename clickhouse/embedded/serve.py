@@ -1,0 +1,137 @@
+"""``telemetry-clickhouse serve``: the embedded server as a process."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from clickhouse.client import StoreAddress, StoreConnection
+from clickhouse.embedded.engine import DataDirectory, Engine, Limits
+from clickhouse.embedded.server import StoreServer
+from clickhouse.embedded.users import User, Users
+from clickhouse.migrate import migrate
+from clickhouse.schema import Flavour
+from telemetry import metrics
+from telemetry.addresses import listening_socket
+from telemetry.health import Check
+from telemetry.service import Service
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What ``serve`` was asked for."""
+
+    data_dir: Path
+    http: str
+    user: str
+    password: str
+    readonly_user: str
+    readonly_password: str
+    memory_bytes: int
+    max_execution_seconds: float
+    max_queries: int
+    max_threads: int
+    max_body_bytes: int
+    migrate: bool
+    database: str
+    insecure: bool
+
+    @property
+    def users(self) -> Users:
+        users = [User(self.user, self.password)]
+        if self.readonly_user:
+            users.append(User(self.readonly_user, self.readonly_password, readonly=True))
+        return Users(*users)
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this process may count on: the machine's, or its control group's limit."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        return min(total, int(limit)) if limit.isdecimal() else total
+    except OSError:
+        return total
+
+
+def limits(options: ServeOptions) -> Limits:
+    memory = options.memory_bytes or machine_memory() // 2
+    return Limits(
+        memory_bytes=memory,
+        query_memory_bytes=max(memory // 2, 64 << 20),
+        execution_seconds=options.max_execution_seconds,
+        queries_max=options.max_queries,
+        threads=options.max_threads or os.cpu_count() or 1,
+    )
+
+
+def serve(options: ServeOptions, args: argparse.Namespace) -> int:
+    """Run until SIGTERM or SIGINT. Raises :class:`telemetry.options.UsageError` for what cannot be used."""
+    service = Service(
+        "telemetry-clickhouse",
+        log_level=args.log_level,
+        log_format=args.log_format,
+        drain_timeout_s=args.drain_timeout,
+    )
+    users = options.users
+    data = DataDirectory(options.data_dir)
+    try:
+        # The address before the engine: a wrong one is told at once.
+        sock = listening_socket(options.http, "--http", insecure=options.insecure, keys=users.protected)
+        with service:
+            engine = Engine(data, limits(options))
+            server = StoreServer(sock, engine, users, body_bytes_max=options.max_body_bytes, own_pages=service.http_app)
+            service.check("engine", lambda: _check(server))
+            metrics.on_scrape(service.registry, lambda: _samples(server))
+            migrated = threading.Event()
+            service.check("schema", lambda: Check() if migrated.is_set() else Check("degraded", "migrating", ready=False))
+            server.start()
+            try:
+                if options.migrate:
+                    _migrate(server, options, service)
+                migrated.set()
+                service.log.info(
+                    "listening",
+                    extra={"address": server.address, "version": engine.version, "data_dir": str(data.path)},
+                )
+                service.stopping.wait()
+            finally:
+                killed = server.stop(max(0.0, service.drain_seconds_left() - 2))
+            service.log.info("stopped", extra={"queries_killed": killed})
+    finally:
+        data.release()
+    return 0
+
+
+def _migrate(server: StoreServer, options: ServeOptions, service: Service) -> None:
+    host, _, port = server.address.rpartition(":")
+    reachable = "127.0.0.1" if host in ("0.0.0.0", "[::]", "") else host
+    address = StoreAddress(
+        f"http://{reachable}:{port}", user=options.user, password=options.password, database=options.database
+    )
+    with StoreConnection(address) as conn:
+        for step in migrate(conn, Flavour(database=options.database)):
+            service.log.info("migrated", extra={"step": step.title})
+
+
+def _check(server: StoreServer) -> Check:
+    running = len(server.engine.queries())
+    if running >= server.engine.limits.queries_max:
+        return Check("degraded", f"{running} queries run: the most that --max-queries allows")
+    return Check()
+
+
+def _samples(server: StoreServer) -> Iterator[metrics.Sample]:
+    counters = server.counters
+    yield "store_connections", (), counters.connections
+    yield "store_queries_running", (), len(server.engine.queries())
+    yield "store_queries_total", (), counters.queries
+    yield "store_query_errors_total", (), counters.errors
+    yield "store_queries_cancelled_total", (), counters.queries_cancelled
+    yield "store_inserts_total", (), counters.inserts
+    yield "store_rows_inserted_total", (), counters.rows_inserted
+    yield "store_bodies_refused_total", (), counters.bodies_refused

@@ -1,0 +1,37 @@
+"""Rows that were refused: why, and where they came from."""
+
+from clickhouse.schema import RETENTION_DAYS, Flavour
+
+DESTROYS = True
+
+
+def forwards(flavour: Flavour) -> list[str]:
+    return [
+        f"""CREATE TABLE IF NOT EXISTS {flavour.table("rejects")}{flavour.on_cluster}
+(
+    appended DateTime64(3, 'UTC') CODEC(DoubleDelta, ZSTD(1)),
+    reason LowCardinality(String),
+    detail String CODEC(ZSTD(1)),
+    log LowCardinality(String),
+    partition UInt32,
+    offset UInt64 CODEC(Delta, ZSTD(1)),
+    _session UInt64 CODEC(Delta, ZSTD(1)),
+    _seq UInt64 CODEC(Delta, ZSTD(1)),
+    row UInt32 CODEC(Delta, ZSTD(1)),
+    gpu_id String CODEC(ZSTD(1)),
+    hostname LowCardinality(String),
+    metric LowCardinality(String),
+    timestamp_ns Int64 CODEC(Delta, ZSTD(1)),
+    value Float64 CODEC(ZSTD(1))
+)
+ENGINE = {flavour.engine("rejects")}
+PARTITION BY toDate(appended)
+ORDER BY (appended, _session, _seq, row)
+TTL toDateTime(appended) + toIntervalDay({RETENTION_DAYS})
+SETTINGS {flavour.deduplication}, ttl_only_drop_parts = 1""",
+        *flavour.distributed("rejects"),
+    ]
+
+
+def backwards(flavour: Flavour) -> list[str]:
+    return flavour.drop("rejects")

@@ -1,0 +1,100 @@
+"""What the tables are, once: migrations, inserts, queries and tests read it from here.
+
+    samples   one row a value: GPU, metric, time; sorted so that a question about one GPU reads next to nothing
+    devices   what a GPU's key and a label set's key stand for; a row is written again whenever it is met
+    rejects   rows that were refused, with the reason and where they came from
+    boot      a dictionary of one row: an id that changes with every start of the server (R12)
+
+Two flavours are rendered from the same text: ``single`` (the embedded server, or one server) and ``cluster``
+(Replicated engines, ON CLUSTER, and a Distributed table ``<name>_all`` beside each local table; R18: collectors insert
+into and check the local table of one replica).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+RETENTION_DAYS: Final = 7
+
+DEDUPLICATION_WINDOW: Final = 20_000
+"""Tokens that a table remembers: at least 3 x Z x peak inserts/s (R14), here 111 inserts/s for Z = 60 s."""
+
+SAMPLE_COLUMNS: Final = ("gpu", "metric", "ts", "value", "labels", "_session", "_seq")
+DEVICE_COLUMNS: Final = (
+    "gpu", "labels", "gpu_id", "uuid", "hostname", "gpu_index", "device", "model", "cluster", "container", "pod",
+    "namespace", "job", "extra", "seen",
+)  # fmt: skip
+REJECT_COLUMNS: Final = (
+    "appended", "reason", "detail", "log", "partition", "offset", "_session", "_seq", "row", "gpu_id", "hostname",
+    "metric", "timestamp_ns", "value",
+)  # fmt: skip
+
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """How the schema is written for one installation."""
+
+    database: str = "telemetry"
+    kind: Literal["single", "cluster"] = "single"
+    cluster: str = "default"
+    """Name of the cluster in the server's ``remote_servers``."""
+    keeper_path: str = "/clickhouse/tables/{shard}"
+    replica: str = "{replica}"
+    user: str = ""
+    password: str = field(default="", repr=False)
+    """Of whoever the boot dictionary asks the server as; "" = the default user without a password."""
+
+    def __post_init__(self) -> None:
+        for name in (self.database, self.cluster):
+            if not _NAME.match(name):
+                raise ValueError(f"{name!r} is no name of letters, digits and underscores")
+
+    @property
+    def is_cluster(self) -> bool:
+        return self.kind == "cluster"
+
+    @property
+    def on_cluster(self) -> str:
+        return f" ON CLUSTER '{self.cluster}'" if self.is_cluster else ""
+
+    def table(self, name: str) -> str:
+        return f"{self.database}.{name}"
+
+    def engine(self, name: str, family: str = "", *arguments: str) -> str:
+        """The engine of a table: ``MergeTree``, or with ``family`` e.g. ``ReplacingMergeTree(version)``."""
+        inner = ", ".join(arguments)
+        if not self.is_cluster:
+            return f"{family}MergeTree({inner})" if inner else f"{family}MergeTree"
+        told = ", ".join(filter(None, (f"'{self.keeper_path}/{self.database}/{name}'", f"'{self.replica}'", inner)))
+        return f"Replicated{family}MergeTree({told})"
+
+    @property
+    def deduplication(self) -> str:
+        """Settings of a table that takes the collectors' inserts; both kinds, as one text may meet either engine."""
+        return (
+            f"non_replicated_deduplication_window = {DEDUPLICATION_WINDOW}, "
+            f"replicated_deduplication_window = {DEDUPLICATION_WINDOW}, "
+            "replicated_deduplication_window_seconds = 3600, "
+            "fsync_after_insert = 1, fsync_part_directory = 1"
+        )
+
+    def distributed(self, name: str, sharding: str = "rand()") -> list[str]:
+        """The table over all shards, for questions; nothing is inserted through it."""
+        if not self.is_cluster:
+            return []
+        return [
+            f"CREATE TABLE IF NOT EXISTS {self.table(name)}_all{self.on_cluster} AS {self.table(name)}\n"
+            f"ENGINE = Distributed('{self.cluster}', '{self.database}', '{name}', {sharding})"
+        ]
+
+    def drop(self, name: str, what: str = "TABLE") -> list[str]:
+        dropped = [f"DROP {what} IF EXISTS {self.table(name)}{self.on_cluster} SYNC"]
+        if what != "TABLE":
+            return [dropped[0].removesuffix(" SYNC")]
+        if self.is_cluster:
+            dropped.insert(0, f"DROP TABLE IF EXISTS {self.table(name)}_all{self.on_cluster} SYNC")
+        return dropped
