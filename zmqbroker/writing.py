@@ -94,13 +94,13 @@ class LogWriter(threading.Thread):
                 try:
                     self._write(topic, hands)
                 except LogStopped as e:
-                    self._stop(topic, str(e))
+                    self._stop_topic(topic, str(e))
                 except Exception as e:
                     _log.exception("the log of topic %s failed", topic)
-                    self._stop(topic, f"{type(e).__name__}: {e}")
+                    self._stop_topic(topic, f"{type(e).__name__}: {e}")
             self._sync_lazily()
 
-    def _stop(self, topic: str, reason: str) -> None:
+    def _stop_topic(self, topic: str, reason: str) -> None:
         if topic not in self._stopped:
             self._stopped.add(topic)
             _log.error("topic stopped", extra={"topic": topic, "reason": reason})
@@ -193,7 +193,7 @@ class LogWriter(threading.Thread):
                 try:
                     seconds = log.sync()
                 except LogStopped as e:
-                    self._stop(topic, str(e))
+                    self._stop_topic(topic, str(e))
                     continue
                 self.sync_seconds += seconds
                 self.on_sync(seconds)

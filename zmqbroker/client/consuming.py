@@ -219,7 +219,7 @@ class ConsumerConversation:
             if self.on_ready is not None:
                 self.on_ready()
         elif h.type == Type.SUBSCRIBED:
-            self.opening.accepted = True
+            self.opening.accept()
             self.log_uuid = frames[0].hex() if frames else ""
         elif h.type == Type.BYE:
             self._anew(now + _BUSY_RETRY_S)

@@ -45,7 +45,7 @@ class Opening:
         self._said_s: float | None = None
         self._not_before_s = 0.0
         self.count = 0
-        """Conversations begun."""
+        """Conversations that the broker accepted."""
 
     def reset(self, not_before_s: float = 0.0) -> None:
         """Begin anew, in a new generation: what belongs to the old one is recognised and dropped."""
@@ -62,6 +62,10 @@ class Opening:
 
     def said(self, now: float) -> None:
         self._said_s = now
+
+    def accept(self) -> None:
+        """WELCOME or SUBSCRIBED has come."""
+        self.accepted = True
         self.count += 1
 
     def due_in(self, now: float) -> float:

@@ -262,7 +262,7 @@ class ProducerConversation:
             # This log does not know us, yet we sent it batches: it forgot (expiry), or never got them.
             self.possible_duplicates += sum(1 for b in self.pending.values() if b.log == log)
         self.log = log
-        self.opening.accepted = True
+        self.opening.accept()
         self.message_bytes_max = h.d
         self.granted_bytes = h.b
         self.sent_bytes = 0

@@ -22,6 +22,8 @@ from zmqbroker.errors import ProtocolError
 
 _log = logging.getLogger(__name__)
 _COPY_BELOW_BYTES = 65_536
+_RETRY_S = 0.05
+"""While there is no connection: how often one is looked for."""
 
 
 class Link(threading.Thread):
@@ -100,7 +102,8 @@ class Link(threading.Thread):
                     with lock:
                         conversation.begin(now)
                     continue
-                self._send(socket, out)
+                if not self._send(socket, out):
+                    wait_s = _RETRY_S
                 if self._ending.is_set() and not out:
                     return
                 ready = dict(poller.poll(0 if self._ending.is_set() else int(min(wait_s, 1.0) * 1000 + 0.999)))
@@ -123,14 +126,16 @@ class Link(threading.Thread):
         poller.register(self._wake_fd, zmq.POLLIN)
         return poller
 
-    def _send(self, socket: zmq.Socket[Any], out: list[list[bytes]]) -> None:
+    def _send(self, socket: zmq.Socket[Any], out: list[list[bytes]]) -> bool:
+        """False where there is no connection."""
         for i, message in enumerate(out):
             try:
                 socket.send_multipart(message, zmq.NOBLOCK, copy=len(message[-1]) < _COPY_BELOW_BYTES)
             except zmq.Again:
                 with self._lock:
-                    self._conversation.unsent(out[i:], self._clock() + 0.05)
-                return
+                    self._conversation.unsent(out[i:], self._clock() + _RETRY_S)
+                return False
+        return True
 
     def _receive(self, socket: zmq.Socket[Any]) -> None:
         """Drain the socket; whoever waits for the conversation is told once."""
