@@ -129,6 +129,8 @@ class Recovered(NamedTuple):
     """Every gap known, those found just now included."""
     torn_bytes: int = 0
     """Length of the unsynced tail that was cut."""
+    journal_damaged: bool = False
+    """Control records or a snapshot were lost: whatever may have been delivered is doubtful (R13)."""
 
 
 class TopicLog(ABC):
