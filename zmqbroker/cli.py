@@ -36,7 +36,6 @@ SERVE_OPTIONS = (
         ("tcp://127.0.0.1:5555",),
         url,
         multiple=True,
-        env="ZMQBROKER_URL",
     ),
     Option(
         "admin-bind", "address of the admin socket (ROUTER)", "tcp://127.0.0.1:5556", url, env="ZMQBROKER_ADMIN_URL"
