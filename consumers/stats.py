@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -29,6 +30,11 @@ class Stats:
         self._lag_s = 0.0
         self.state: Callable[[], State] = lambda: State.CLOSED
         self.opened: Callable[[], int] = lambda: 0
+
+    @classmethod
+    def of_wall_clock(cls) -> Stats:
+        """Lag is told against this machine's clock; a skew to the broker's shows in it."""
+        return cls(lambda: time.time() * 1000)
 
     def took(self, delivery_id: int, batches: int, rows: int, oldest_ms: float) -> None:
         """A delivery is in hand; ``oldest_ms``: when its oldest batch was appended."""

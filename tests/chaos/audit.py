@@ -1,0 +1,107 @@
+"""What must be true afterwards. Four witnesses: the feeder's journal, the raw rows, the rejects, the dead letters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from clickhouse.client import StorePool
+from tests.chaos.contents import HASH_SQL, contents, hash_of, is_garbage
+from tests.chaos.journal import Journal
+from zmqbroker.client import Consumer
+
+Address = tuple[int, int]
+
+
+@dataclass
+class Findings:
+    """Empty ``wrong`` means: nothing lost, nothing doubled, nothing changed."""
+
+    wrong: list[str] = field(default_factory=list)
+    batches_sent: int = 0
+    batches_acked: int = 0
+    batches_stored: int = 0
+    rows_stored: int = 0
+    rows_rejected: int = 0
+    batches_dead: int = 0
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.batches_sent} batches sent, {self.batches_acked} acknowledged, {self.batches_stored} stored with "
+            f"{self.rows_stored} rows, {self.rows_rejected} rows rejected, {self.batches_dead} batches dead"
+        )
+        return "\n".join(
+            [head, *self.wrong[:40], *([f"… and {len(self.wrong) - 40} more"] if len(self.wrong) > 40 else [])]
+        )
+
+
+def stored_batches(store: StorePool) -> dict[Address, tuple[int, int]]:
+    """(session, seq) -> (rows, sum of hashes) of the raw table."""
+    rows = store.query(f"SELECT _session, _seq, count(), {HASH_SQL} FROM telemetry.samples GROUP BY _session, _seq")
+    return {(session, seq): (count, hash_) for session, seq, count, hash_ in rows}
+
+
+def rejected_batches(store: StorePool) -> dict[Address, tuple[int, int]]:
+    """(session, seq) -> (rows, distinct rows) of the rejects."""
+    rows = store.query("SELECT _session, _seq, count(), uniqExact(row) FROM telemetry.rejects GROUP BY _session, _seq")
+    return {(session, seq): (count, distinct) for session, seq, count, distinct in rows}
+
+
+def dead_batches(broker_url: str, topic: str, expected: int, timeout_s: float = 10.0) -> list[Address]:
+    """The addresses in the dead-letter topic, read by an ephemeral member from its beginning."""
+    found: list[Address] = []
+    if not expected:
+        return found
+    with Consumer(broker_url, f"{topic}.dlq", "audit", durable=False, start="earliest", credit=4) as consumer:
+        while len(found) < expected:
+            delivery = consumer.receive(timeout_s)
+            if delivery is None:
+                break
+            found += zip(delivery.records["session"].tolist(), delivery.records["seq"].tolist())
+            consumer.ack(delivery)
+    return found
+
+
+def audit(journal: Journal, store: StorePool, dead: list[Address]) -> Findings:
+    """Compare the witnesses batch by batch."""
+    stored, rejected = stored_batches(store), rejected_batches(store)
+    found = Findings(
+        batches_sent=len(journal.sent),
+        batches_acked=len(journal.acked),
+        batches_stored=len(stored),
+        rows_stored=sum(rows for rows, _ in stored.values()),
+        rows_rejected=sum(rows for rows, _ in rejected.values()),
+        batches_dead=len(dead),
+    )
+    wrong = found.wrong
+    for address in {*stored, *rejected, *dead} - journal.sent.keys():
+        wrong.append(f"{name(address)} was never sent, yet it is there")
+    for address in {a for a in dead if dead.count(a) > 1}:
+        wrong.append(f"{name(address)} is in the dead letters more than once")
+    buried = set(dead)
+    for address, sent in journal.sent.items():
+        rows, hash_ = stored.get(address, (0, 0))
+        rejects, distinct = rejected.get(address, (0, 0))
+        if is_garbage(*address):
+            if rows or rejects:
+                wrong.append(f"{name(address)} is garbage, yet {rows} rows of it are stored and {rejects} rejected")
+            if address in journal.acked and address not in buried:
+                wrong.append(f"{name(address)} is acknowledged garbage, and not in the dead letters")
+            continue
+        if address in buried:
+            wrong.append(f"{name(address)} is in the dead letters, and it was good")
+        expected = contents(*sent)
+        accepted = int(expected.accepted.sum())
+        nothing = rows == 0 and rejects == 0
+        if nothing and address not in journal.acked:
+            continue  # the feeder died before it was acknowledged: both outcomes are right
+        if rows != accepted:
+            wrong.append(f"{name(address)}: {rows} rows stored, {accepted} expected")
+        elif accepted and hash_ != hash_of(expected):
+            wrong.append(f"{name(address)}: {rows} rows stored, but not those that were sent")
+        if rejects != sent.rows - accepted or distinct != rejects:
+            wrong.append(f"{name(address)}: {rejects} rejects ({distinct} distinct), {sent.rows - accepted} expected")
+    return found
+
+
+def name(address: Address) -> str:
+    return f"batch {address[0]:016x}/{address[1]}"

@@ -1,0 +1,178 @@
+"""The processes of a pipeline on one machine: each can be killed, stopped, continued and started again, on the same
+data and at the same addresses.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from clickhouse.client import StoreAddress, StorePool
+from tests.helpers.processes import ROOT, free_port, get_json
+from tests.helpers.waiting import eventually
+
+TOPIC = "gpu-telemetry"
+
+
+class Program:
+    """One process that comes back as often as it is started. Its log goes on in one file."""
+
+    def __init__(self, name: str, module: str, args: Sequence[str], logs: Path) -> None:
+        self.name = name
+        self._command = [sys.executable, "-m", module, *args]
+        self.log_path = logs / f"{name}.log"
+        self.popen: subprocess.Popen[bytes] | None = None
+        self.stopped = False
+
+    def start(self) -> None:
+        with self.log_path.open("ab") as log:
+            log.write(f"--- start of {self.name}\n".encode())
+            log.flush()
+            self.popen = subprocess.Popen(
+                self._command,
+                cwd=ROOT,
+                env={**os.environ, "LOG_FORMAT": "text", "PYTHONUNBUFFERED": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.stopped = False
+
+    @property
+    def running(self) -> bool:
+        return self.popen is not None and self.popen.poll() is None
+
+    def signal(self, number: int) -> None:
+        if self.running:
+            assert self.popen is not None
+            self.popen.send_signal(number)
+
+    def pause(self) -> None:
+        self.signal(signal.SIGSTOP)
+        self.stopped = True
+
+    def go_on(self) -> None:
+        self.signal(signal.SIGCONT)
+        self.stopped = False
+
+    def kill(self) -> None:
+        if self.popen is not None:
+            try:
+                os.killpg(self.popen.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            self.popen.wait()
+
+    def terminate(self, timeout: float = 15.0) -> int:
+        """A stop in good order; returns the exit code."""
+        if self.popen is None:
+            return 0
+        self.go_on()
+        self.signal(signal.SIGTERM)
+        try:
+            return self.popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(
+                f"{self.name} did not end within {timeout} s of SIGTERM; its log: {self.log_path}"
+            ) from None
+
+    def tail(self, lines: int = 15) -> str:
+        if not self.log_path.exists():
+            return ""
+        return "\n".join(self.log_path.read_text("utf-8", "replace").splitlines()[-lines:])
+
+
+class Pipeline:
+    """Store, broker, collectors and feeder below ``directory``; as a context manager it ends them all."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        rows: int,
+        collectors: int = 2,
+        rate: float = 100_000,
+        broker_options: Sequence[str] = (),
+        collector_options: Sequence[str] = (),
+    ) -> None:
+        self.directory = directory
+        self.logs = directory / "logs"
+        self.logs.mkdir(parents=True)
+        self.journal = directory / "feeder.journal"
+        store_port, broker_port, admin_port, self._http_port = (free_port() for _ in range(4))
+        self.store_url = f"http://127.0.0.1:{store_port}"
+        self.broker_url = f"tcp://127.0.0.1:{broker_port}"
+        self.store = self._program(
+            "store", "clickhouse.cli", "serve", "--migrate", "--data-dir", f"{directory}/store",
+            "--http", f"127.0.0.1:{store_port}",
+        )  # fmt: skip
+        self.broker = self._program(
+            "broker", "zmqbroker.cli", "serve", "--data-dir", f"{directory}/broker", "--bind", self.broker_url,
+            "--admin-bind", f"tcp://127.0.0.1:{admin_port}", "--http", f"127.0.0.1:{self._http_port}", *broker_options,
+        )  # fmt: skip
+        self.collectors = [
+            self._program(
+                f"collector-{n}", "consumers.cli", "--connect", self.broker_url, "--clickhouse", self.store_url,
+                "--http", "127.0.0.1:0", *collector_options,
+            )
+            for n in range(1, collectors + 1)
+        ]  # fmt: skip
+        self.feeder = self._program(
+            "feeder", "tests.chaos.feeder", "--connect", self.broker_url, "--journal", str(self.journal),
+            "--rows", str(rows), "--rate", str(rate),
+        )  # fmt: skip
+
+    def _program(self, name: str, module: str, *args: str) -> Program:
+        return Program(name, module, args, self.logs)
+
+    @property
+    def programs(self) -> list[Program]:
+        return [self.store, self.broker, *self.collectors, self.feeder]
+
+    def start(self) -> None:
+        """All at once: each waits for what it needs."""
+        for program in self.programs:
+            program.start()
+
+    def broker_stats(self) -> dict:
+        return get_json(f"http://127.0.0.1:{self._http_port}/stats")
+
+    def lag_rows(self, group: str = "clickhouse") -> int:
+        return self.broker_stats()["topics"][TOPIC]["groups"][group]["lag_rows"]
+
+    def open_store(self) -> StorePool:
+        return StorePool(StoreAddress(url=self.store_url))
+
+    def wait_until_fed(self, timeout: float) -> None:
+        """Until the feeder has come to its end; a feeder that died is started again."""
+        deadline = time.monotonic() + timeout
+        while self.feeder.popen is None or self.feeder.popen.poll() != 0:
+            if not self.feeder.running:
+                self.feeder.start()
+            assert time.monotonic() < deadline, f"the feeder is not done after {timeout} s:\n{self.feeder.tail()}"
+            time.sleep(0.1)
+
+    def wait_until_drained(self, timeout: float) -> None:
+        """Until the broker's group has settled everything."""
+
+        def drained() -> bool:
+            for program in (self.store, self.broker, *self.collectors):
+                assert program.running, f"{program.name} has ended by itself:\n{program.tail()}"
+            group = self.broker_stats()["topics"][TOPIC]["groups"]["clickhouse"]
+            return group["lag_rows"] == 0 and group["lag_messages"] == 0
+
+        eventually(drained, timeout, "the group has settled every range", pause=0.2)
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for program in self.programs:
+            program.kill()
