@@ -16,6 +16,7 @@ Both raise the exceptions of :mod:`clickhouse.errors` and nothing of the driver'
 
 from __future__ import annotations
 
+import re
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
@@ -479,9 +480,9 @@ def assert_server(conn: StoreConnection, *, rows_max: int = 250_000) -> None:
             raise StoreNotReady(f"table {conn.address.database}.{table} is missing: run `telemetry-clickhouse migrate`")
         if engine.startswith("Distributed"):
             raise StoreNotReady(f"{table} is a Distributed table: point collectors at one shard's own replica (R18)")
-        for setting in ("fsync_after_insert = 1", "fsync_part_directory = 1", "deduplication_window = "):
-            if setting not in engine:
-                raise StoreNotReady(f"table {table} lacks `{setting.strip(' =')}`: run `telemetry-clickhouse migrate`")
+        for setting in ("fsync_after_insert", "fsync_part_directory", "deduplication_window"):
+            if not re.search(rf"{setting} = (1|true|[1-9]\d+)\b", engine):
+                raise StoreNotReady(f"table {table} lacks {setting}: run `telemetry-clickhouse migrate`")
 
 
 def _one_line(e: Exception) -> str:

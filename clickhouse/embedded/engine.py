@@ -27,7 +27,7 @@ import chdb
 
 from telemetry.options import UsageError
 
-_ERROR: Final = re.compile(r"Code: (\d+)\. (DB::Exception: .*)", re.DOTALL)
+_ERROR: Final = re.compile(r"Code: (\d+)\. (DB::\w*Exception: .*)", re.DOTALL)
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 

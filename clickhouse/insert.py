@@ -1,0 +1,202 @@
+"""Writing: arrays in, one Native block out, one INSERT.
+
+Blocks are made here and sent by :class:`clickhouse.client.StoreConnection`, which never repeats. Whoever calls
+decides when to repeat (GUARANTEES R12-R15).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from clickhouse import native
+from clickhouse.client import InsertSummary, StoreConnection
+from clickhouse.native import LOW_CARDINALITY, Coded, Column
+from clickhouse.schema import DEVICE_COLUMNS, REJECT_COLUMNS, SAMPLE_COLUMNS
+from telemetry.batch import Device
+
+MS_A_DAY: Final = 86_400_000
+_TIME: Final = "DateTime64(3, 'UTC')"
+
+
+class SampleColumns(NamedTuple):
+    """Rows for ``samples``: arrays of one length."""
+
+    gpu: np.ndarray
+    """uint64, :attr:`telemetry.batch.Device.gpu_key`."""
+    labels: np.ndarray
+    """uint64, :attr:`telemetry.batch.Device.labels_key`."""
+    metric_code: np.ndarray
+    """Unsigned integers into ``metric_names``."""
+    metric_names: Sequence[str]
+    ts_ms: np.ndarray
+    """int64, milliseconds since the epoch, UTC."""
+    value: np.ndarray
+    """float64, in the metric's canonical unit."""
+    session: np.ndarray
+    """uint64, with ``seq`` the address of the batch that the row came in (R1)."""
+    seq: np.ndarray
+
+    @property
+    def rows(self) -> int:
+        return len(self.value)
+
+    def days(self) -> np.ndarray:
+        """Days since the epoch that the rows fall on, ascending."""
+        return np.unique(self.ts_ms // MS_A_DAY)
+
+    def by_day(self) -> Iterator[tuple[int, SampleColumns]]:
+        """The rows of each day, in their order: what one INSERT may hold (R15)."""
+        day = self.ts_ms // MS_A_DAY
+        days = np.unique(day)
+        if len(days) == 1:
+            yield int(days[0]), self
+            return
+        for one in days.tolist():
+            mask = day == one
+            yield (
+                one,
+                self._replace(
+                    gpu=self.gpu[mask],
+                    labels=self.labels[mask],
+                    metric_code=self.metric_code[mask],
+                    ts_ms=self.ts_ms[mask],
+                    value=self.value[mask],
+                    session=self.session[mask],
+                    seq=self.seq[mask],
+                ),
+            )
+
+
+class RejectColumns(NamedTuple):
+    """Rows for ``rejects``: arrays of one length, texts as codes."""
+
+    appended_ms: np.ndarray
+    """int64: when the row's batch was appended to the log, milliseconds since the epoch."""
+    reason: Coded
+    detail: Coded
+    log: Coded
+    """The log's uuid in hex, "" without a broker."""
+    partition: np.ndarray
+    offset: np.ndarray
+    session: np.ndarray
+    seq: np.ndarray
+    row: np.ndarray
+    """uint32: the row's place in its batch."""
+    gpu_id: Coded
+    hostname: Coded
+    metric: Coded
+    timestamp_ns: np.ndarray
+    """int64, as it came: it may be the very reason."""
+    value: np.ndarray
+
+    @property
+    def rows(self) -> int:
+        return len(self.row)
+
+
+def sample_block(columns: SampleColumns) -> bytes:
+    """One Native block. Raises ``ValueError`` for no rows or rows of several days (R15)."""
+    if not columns.rows:
+        raise ValueError("a block without rows is not worth an insert")
+    first, last = int(columns.ts_ms.min()), int(columns.ts_ms.max())
+    if first // MS_A_DAY != last // MS_A_DAY:
+        raise ValueError("rows of several days in one insert would be several parts: split them with by_day() (R15)")
+    return native.block(
+        columns.rows,
+        [
+            Column("gpu", "UInt64", native.numbers("UInt64", columns.gpu)),
+            Column("metric", LOW_CARDINALITY, native.low_cardinality(Coded(columns.metric_code, columns.metric_names))),
+            Column("ts", _TIME, native.numbers(_TIME, columns.ts_ms)),
+            Column("value", "Float64", native.numbers("Float64", columns.value)),
+            Column("labels", "UInt64", native.numbers("UInt64", columns.labels)),
+            Column("_session", "UInt64", native.numbers("UInt64", columns.session)),
+            Column("_seq", "UInt64", native.numbers("UInt64", columns.seq)),
+        ],
+    )
+
+
+def insert_samples(conn: StoreConnection, columns: SampleColumns, *, token: str, query_id: str = "") -> InsertSummary:
+    """Insert rows of one day as one block under ``token``. Raises what :meth:`StoreConnection.insert` raises."""
+    return conn.insert("samples", sample_block(columns), SAMPLE_COLUMNS, token=token, query_id=query_id)
+
+
+def device_block(devices: Sequence[Device], seen_ms: int) -> bytes:
+    """Label sets as a Native block; an object a device, not a row."""
+
+    def texts(name: str, kind: str = "String") -> Column:
+        values = [str(getattr(device, name)) for device in devices]
+        if kind != LOW_CARDINALITY:
+            return Column(name, kind, native.strings(values))
+        distinct = {value: code for code, value in enumerate(dict.fromkeys(values))}
+        codes = np.array([distinct[value] for value in values], dtype=np.uint32)
+        return Column(name, kind, native.low_cardinality(Coded(codes, list(distinct))))
+
+    rows = len(devices)
+    return native.block(
+        rows,
+        [
+            Column("gpu", "UInt64", native.numbers("UInt64", np.array([d.gpu_key for d in devices], dtype="<u8"))),
+            Column("labels", "UInt64", native.numbers("UInt64", np.array([d.labels_key for d in devices], dtype="<u8"))),
+            texts("gpu_id"),
+            texts("uuid"),
+            *(texts(name, LOW_CARDINALITY) for name in ("hostname", "gpu_index", "device", "model", "cluster")),
+            texts("container"),
+            texts("pod"),
+            texts("namespace", LOW_CARDINALITY),
+            texts("job"),
+            Column("extra", "Map(String, String)", native.maps([dict(device.labels) for device in devices])),
+            Column("seen", _TIME, native.numbers(_TIME, np.full(rows, seen_ms, dtype="<i8"))),
+        ],
+    )
+
+
+def insert_devices(conn: StoreConnection, devices: Iterable[Device]) -> int:
+    """Make label sets known before the first rows that name them. Repeats are harmless. Returns how many were sent."""
+    distinct = list(dict.fromkeys(device for device in devices if device.gpu_id))
+    if distinct:
+        conn.insert("devices", device_block(distinct, time.time_ns() // 1_000_000), DEVICE_COLUMNS)
+    return len(distinct)
+
+
+def reject_block(columns: RejectColumns) -> bytes:
+    """One Native block; by day of append (R15) as :func:`sample_block` is by day of the row."""
+    if not columns.rows:
+        raise ValueError("a block without rows is not worth an insert")
+    first, last = int(columns.appended_ms.min()), int(columns.appended_ms.max())
+    if first // MS_A_DAY != last // MS_A_DAY:
+        raise ValueError("rejects of several days of append in one insert would be several parts: split them (R15)")
+
+    def coded(name: str, column: Coded) -> Column:
+        return Column(name, LOW_CARDINALITY, native.low_cardinality(column))
+
+    def counted(name: str, kind: str, values: np.ndarray) -> Column:
+        return Column(name, kind, native.numbers(kind, values))
+
+    return native.block(
+        columns.rows,
+        [
+            counted("appended", _TIME, columns.appended_ms),
+            coded("reason", columns.reason),
+            coded("detail", columns.detail),
+            coded("log", columns.log),
+            counted("partition", "UInt32", columns.partition),
+            counted("offset", "UInt64", columns.offset),
+            counted("_session", "UInt64", columns.session),
+            counted("_seq", "UInt64", columns.seq),
+            counted("row", "UInt32", columns.row),
+            coded("gpu_id", columns.gpu_id),
+            coded("hostname", columns.hostname),
+            coded("metric", columns.metric),
+            counted("timestamp_ns", "Int64", columns.timestamp_ns),
+            counted("value", "Float64", columns.value),
+        ],
+    )
+
+
+def insert_rejects(conn: StoreConnection, columns: RejectColumns, *, token: str, query_id: str = "") -> InsertSummary:
+    """Insert refused rows by the same once-only insert as the others (R17)."""
+    return conn.insert("rejects", reject_block(columns), REJECT_COLUMNS, token=token, query_id=query_id)

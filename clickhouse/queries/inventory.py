@@ -1,0 +1,82 @@
+"""Which GPUs there are: their latest labels, and when they were first and last heard of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
+
+
+class Reader(Protocol):
+    """What these questions need of :class:`clickhouse.client.StorePool`."""
+
+    def query(self, sql: str, params: Any = None, settings: Any = None) -> list[tuple[Any, ...]]: ...
+
+
+class Gpu(NamedTuple):
+    """A GPU by its newest label set. Times are milliseconds since the epoch; 0 = no sample is stored any more."""
+
+    key: int
+    gpu_id: str
+    uuid: str
+    hostname: str
+    gpu_index: str
+    device: str
+    model: str
+    cluster: str
+    container: str
+    pod: str
+    namespace: str
+    job: str
+    extra: dict[str, str]
+    first_seen_ms: int
+    last_seen_ms: int
+
+
+_DEVICES = """
+SELECT gpu, newest.1, newest.2, newest.3, newest.4, newest.5, newest.6, newest.7, newest.8, newest.9, newest.10,
+       newest.11, newest.12
+FROM (SELECT gpu, argMax((gpu_id, uuid, hostname, gpu_index, device, model, cluster, container, pod, namespace, job,
+                          extra), seen) AS newest
+      FROM devices GROUP BY gpu)
+"""
+
+_SEEN = "SELECT gpu, toUnixTimestamp64Milli(min(ts)), toUnixTimestamp64Milli(max(ts)) FROM samples GROUP BY gpu"
+
+
+def gpus(store: Reader) -> list[Gpu]:
+    """Every GPU that ever had a sample or is known by its labels, in no order."""
+    seen = {int(gpu): (int(first), int(last)) for gpu, first, last in store.query(_SEEN)}
+    return [
+        Gpu(int(row[0]), *row[1:12], dict(row[12]), *seen.get(int(row[0]), (0, 0)))  # type: ignore[arg-type]
+        for row in store.query(_DEVICES)
+    ]
+
+
+class LabelSet(NamedTuple):
+    """What a ``labels`` key stands for, for ever: the key is a hash of it."""
+
+    gpu_id: str
+    hostname: str
+    gpu_index: str
+    device: str
+    model: str
+    container: str
+    pod: str
+    namespace: str
+    job: str
+
+
+UNKNOWN = LabelSet("", "", "", "", "", "", "", "", "")
+
+_LABELS = """
+SELECT labels, any(gpu_id), any(hostname), any(gpu_index), any(device), any(model), any(container), any(pod),
+       any(namespace), any(job)
+FROM devices WHERE gpu IN {gpus:Array(UInt64)} AND labels IN {labels:Array(UInt64)} GROUP BY labels
+"""
+
+
+def label_sets(store: Reader, pairs: Iterable[tuple[int, int]]) -> dict[int, LabelSet]:
+    """The label sets of these (gpu, labels) keys."""
+    pairs = list(pairs)
+    params = {"gpus": sorted({gpu for gpu, _ in pairs}), "labels": sorted({labels for _, labels in pairs})}
+    return {int(row[0]): LabelSet(*row[1:]) for row in store.query(_LABELS, params)}

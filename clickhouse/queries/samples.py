@@ -1,0 +1,190 @@
+"""Samples as they were stored, page by page, in time order.
+
+A page by number skips rows and costs what it skips. A page by cursor begins where the last one ended: its key is
+(ts, gpu, metric, session, seq, value) of the last row, and how many rows equal to that key were given already (the
+same row may be stored twice on purpose: a file played twice with its own timestamps).
+
+One GPU's rows are stored by metric and then time, so "the next 100 in time order" would read everything up to the
+end of the range. It is asked instead in a window that begins at the cursor and doubles until it holds a page:
+the cost is that of the page, at any depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from clickhouse.queries.inventory import Reader
+
+WINDOW_MS_FIRST = 60_000
+WINDOW_GROWTH = 8
+
+
+class Sample(NamedTuple):
+    """One row; ``ts_ms`` in milliseconds since the epoch."""
+
+    ts_ms: int
+    gpu: int
+    metric: str
+    value: float
+    labels: int
+    session: int
+    seq: int
+
+    @property
+    def key(self) -> tuple[int, int, str, int, int, float]:
+        return (self.ts_ms, self.gpu, self.metric, self.session, self.seq, self.value)
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Where a page ended: the key of its last row, and how many rows with that very key were given."""
+
+    key: tuple[int, int, str, int, int, float]
+    given: int
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which samples; empty = all. Times in milliseconds, both ends included."""
+
+    gpus: tuple[int, ...] = ()
+    metrics: tuple[str, ...] = ()
+    start_ms: int | None = None
+    end_ms: int | None = None
+
+    def where(self) -> tuple[str, dict[str, Any]]:
+        """The condition and its bound parameters."""
+        parts, params = [], {}
+        if len(self.gpus) == 1:
+            parts.append("gpu = {gpu:UInt64}")
+            params["gpu"] = self.gpus[0]
+        elif self.gpus:
+            parts.append("gpu IN {gpus:Array(UInt64)}")
+            params["gpus"] = list(self.gpus)
+        if self.metrics:
+            parts.append("metric IN {metrics:Array(String)}")
+            params["metrics"] = list(self.metrics)
+        if self.start_ms is not None:
+            parts.append("ts >= fromUnixTimestamp64Milli({start_ms:Int64}, 'UTC')")
+            params["start_ms"] = self.start_ms
+        if self.end_ms is not None:
+            parts.append("ts <= fromUnixTimestamp64Milli({end_ms:Int64}, 'UTC')")
+            params["end_ms"] = self.end_ms
+        return " AND ".join(parts) or "1", params
+
+    def between(self, start_ms: int, end_ms: int) -> Filter:
+        """The same samples within this range."""
+        return Filter(self.gpus, self.metrics, start_ms, end_ms)
+
+
+_COLUMNS = "toUnixTimestamp64Milli(ts) AS t, gpu, metric, value, labels, _session, _seq"
+_ORDER = {
+    "asc": "ts, gpu, metric, _session, _seq, value",
+    "desc": "ts DESC, gpu DESC, metric DESC, _session DESC, _seq DESC, value DESC",
+}
+_KEY = "(t, gpu, toString(metric), _session, _seq, value)"
+_KEY_PARAMS = "({k_ts:Int64}, {k_gpu:UInt64}, {k_metric:String}, {k_session:UInt64}, {k_seq:UInt64}, {k_value:Float64})"
+
+
+def count(store: Reader, wanted: Filter, settings: Any = None) -> int:
+    """How many samples there are."""
+    where, params = wanted.where()
+    return int(store.query(f"SELECT count() FROM samples WHERE {where}", params, settings)[0][0])
+
+
+def bounds(store: Reader, wanted: Filter, settings: Any = None) -> tuple[int, int] | None:
+    """(first, last) time in milliseconds of the samples; None if there are none."""
+    where, params = wanted.where()
+    sql = f"SELECT count(), toUnixTimestamp64Milli(min(ts)), toUnixTimestamp64Milli(max(ts)) FROM samples WHERE {where}"
+    rows, first, last = store.query(sql, params, settings)[0]
+    return (int(first), int(last)) if rows else None
+
+
+def page(store: Reader, wanted: Filter, *, order: str, limit: int, offset: int = 0, settings: Any = None) -> list[Sample]:
+    """``limit`` samples after ``offset`` of them, in time order (``asc`` or ``desc``)."""
+    where, params = wanted.where()
+    sql = f"SELECT {_COLUMNS} FROM samples WHERE {where} ORDER BY {_ORDER[order]} LIMIT {limit:d} OFFSET {offset:d}"
+    return _samples(store.query(sql, params, settings))
+
+
+def page_after(store: Reader, wanted: Filter, cursor: Cursor, *, order: str, limit: int, settings: Any = None) -> list[Sample]:
+    """``limit`` samples after the cursor, in time order."""
+    found = bounds_hint(store, wanted, cursor, order, settings)
+    if found is None:
+        return []
+    edge, last = found
+    rows: list[Sample] = []
+    span = WINDOW_MS_FIRST
+    given = cursor
+    while True:
+        # Windows touch without overlapping: each begins a millisecond after the one before.
+        if order == "asc":
+            window = wanted.between(edge, min(last, edge + span))
+            edge, done = edge + span + 1, edge + span >= last
+        else:
+            window = wanted.between(max(last, edge - span), edge)
+            edge, done = edge - span - 1, edge - span <= last
+        rows += _window(store, window, given, order, limit - len(rows), settings)
+        if done or len(rows) >= limit:
+            return rows
+        span *= WINDOW_GROWTH
+
+
+def bounds_hint(store: Reader, wanted: Filter, cursor: Cursor, order: str, settings: Any) -> tuple[int, int] | None:
+    """(time of the cursor, the far end of the range): where windows begin and end."""
+    far = wanted.end_ms if order == "asc" else wanted.start_ms
+    if far is None:
+        # Partitions know their own bounds: this reads no column.
+        sql = "SELECT toUnixTimestamp64Milli(min(ts)), toUnixTimestamp64Milli(max(ts)), count() FROM samples"
+        first, last, rows = store.query(sql, None, settings)[0]
+        if not rows:
+            return None
+        far = int(last) if order == "asc" else int(first)
+    at = cursor.key[0]
+    return (at, far) if (at <= far if order == "asc" else at >= far) else None
+
+
+def _window(store: Reader, window: Filter, cursor: Cursor, order: str, limit: int, settings: Any) -> list[Sample]:
+    where, params = window.where()
+    ts, gpu, metric, session, seq, value = cursor.key
+    params |= {"k_ts": ts, "k_gpu": gpu, "k_metric": metric, "k_session": session, "k_seq": seq, "k_value": value}
+    sign = ">=" if order == "asc" else "<="
+    sql = (
+        f"SELECT {_COLUMNS} FROM samples WHERE {where} AND {_KEY} {sign} {_KEY_PARAMS} "
+        f"ORDER BY {_ORDER[order]} LIMIT {limit + cursor.given:d}"
+    )
+    found = _samples(store.query(sql, params, settings))
+    given = 0
+    while given < cursor.given and given < len(found) and found[given].key == cursor.key:
+        given += 1
+    return found[given : given + limit]
+
+
+def cursor_after(rows: Sequence[Sample], before: Cursor | None) -> Cursor:
+    """The cursor behind these rows (at least one), which came after ``before``."""
+    key = rows[-1].key
+    given = 0
+    for row in reversed(rows):
+        if row.key != key:
+            break
+        given += 1
+    if given == len(rows) and before is not None and before.key == key:
+        given += before.given
+    return Cursor(key, given)
+
+
+def _samples(rows: Iterator[Any] | list[tuple[Any, ...]]) -> list[Sample]:
+    return [Sample(int(t), int(gpu), str(metric), float(value), int(labels), int(session), int(seq)) for t, gpu, metric, value, labels, session, seq in rows]
+
+
+def latest(store: Reader, gpus: Sequence[int], *, since_ms: int, metrics: Sequence[str] = (), settings: Any = None) -> list[tuple[int, str, int, float]]:
+    """(gpu, metric, time in ms, value) of the newest sample of each metric of each GPU; ``gpus`` empty = all."""
+    where, params = Filter(tuple(gpus), tuple(metrics), since_ms).where()
+    sql = (
+        "SELECT gpu, metric, toUnixTimestamp64Milli(max(ts)), argMax(value, ts) FROM samples "
+        f"WHERE {where} GROUP BY gpu, metric ORDER BY gpu, metric"
+    )
+    return [(int(g), str(m), int(t), float(v)) for g, m, t, v in store.query(sql, params, settings)]
+
