@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import re
 import selectors
 import shutil
 import signal
@@ -56,6 +57,7 @@ STAGE_WAIT_S: Final = (3.0, 4.0, 8.0, 9.0, 10.0)
 
 KILL_AFTER_S: Final = 10.7
 STOPPED_STATES: Final = frozenset({"STOPPED", "EXITED", "FATAL", "UNKNOWN"})
+USAGE_ERROR: Final = re.compile(r"exited: (\S+) \(exit status 2;")
 COLOURS: Final = (36, 33, 32, 35, 34, 96, 93, 92, 95)
 PR_SET_PDEATHSIG: Final = 1
 
@@ -131,6 +133,7 @@ class LogPrinter(threading.Thread):
         self._colour = sys.stdout.isatty()
         self._selector = selectors.DefaultSelector()
         self._rest = dict.fromkeys(names, b"")
+        self.refused: list[str] = []
         for name in names:
             os.mkfifo(directory / name)
             # Opened for writing too: so it is open before supervisord is, and never at its end.
@@ -158,7 +161,10 @@ class LogPrinter(threading.Thread):
     def _take(self, name: str, data: bytes) -> None:
         *lines, self._rest[name] = (self._rest[name] + data).split(b"\n")
         for line in lines:
-            self.say(name, line.decode("utf-8", "replace"))
+            text = line.decode("utf-8", "replace")
+            self.say(name, text)
+            if name == "runner" and (match := USAGE_ERROR.search(text)):
+                self.refused.append(match[1])
 
 
 class Runner:
@@ -210,7 +216,9 @@ class Runner:
     def refused(self) -> str:
         """The program that ended with a usage error, if any: trying again cannot help."""
         with contextlib.suppress(OSError, xmlrpc.client.Error):
-            return next((name for name, state in self.states().items() if state == ("EXITED", 2)), "")
+            # supervisord forgets the status of what ended within a second of its start, but writes it down.
+            ended = [name for name, state in self.states().items() if state == ("EXITED", 2)]
+            return (ended or self.logs.refused or [""])[0]
         return ""
 
     def stop(self) -> None:
@@ -219,17 +227,21 @@ class Runner:
         with contextlib.suppress(OSError, xmlrpc.client.Error):
             for stage, wait_s in zip(STAGES, STAGE_WAIT_S, strict=True):
                 for name in stage:
-                    if name in self.programs and self.states()[name][0] not in STOPPED_STATES:
-                        self._call("stopProcess", name, False)
+                    self._tell("stopProcess", name, False)
                 self._wait_stopped(stage, started + wait_s)
             self._wait_stopped(self.programs, started + KILL_AFTER_S)
             for name, (state, _) in self.states().items():
                 if state not in STOPPED_STATES:
                     self.logs.say("runner", f"{name} did not end in time: killed")
-                    self._call("signalProcess", name, "KILL")
+                    self._tell("signalProcess", name, "KILL")
             self._wait_stopped(self.programs, time.monotonic() + 0.3)
         self._end_supervisord()
         self.logs.drain()
+
+    def _tell(self, method: str, name: str, *args: object) -> None:
+        """Call for one program; that it is not started, or has just ended, is no error."""
+        with contextlib.suppress(xmlrpc.client.Fault):
+            self._call(method, name, *args)
 
     def _wait_stopped(self, names: Sequence[str], until: float) -> None:
         while time.monotonic() < until and self.signals < 2:
