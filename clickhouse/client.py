@@ -91,8 +91,6 @@ class StoreAddress:
     """Longest wait for the server within one request, in seconds."""
     compression: str = "none"
     """Of insert bodies: none (loopback), lz4."""
-    distributed: bool = False
-    """Whether questions go to the Distributed tables of a cluster; inserts never do (R18)."""
 
     def driver_arguments(self) -> dict[str, Any]:
         """The keyword arguments of ``clickhouse_connect.get_client``. Raises ``ValueError`` for a URL that is none."""
@@ -106,7 +104,7 @@ class StoreAddress:
             "proxy_path": parts.path.strip("/"),
             "username": unquote(parts.username) if parts.username else self.user,
             "password": unquote(parts.password) if parts.password else self.password,
-            # Statements name their database: it may not exist yet, and one request less is made for it.
+            # Writers name the database in each statement: it may not exist yet.
             "database": None,
             "connect_timeout": max(1, round(self.connect_timeout_s)),
             "send_receive_timeout": max(1, round(self.timeout_s)),
@@ -213,10 +211,6 @@ class _Reader:
     ) -> Any:
         """A statement without a result table (DDL, KILL, SYSTEM)."""
         return self._ask(lambda c: c.command(sql, parameters=_bound(params), settings=dict(settings or {})))
-
-    def table(self, name: str) -> str:
-        """The full name of a table, for questions: over all shards where there are some."""
-        return f"{self.address.database}.{name}{'_all' if self.address.distributed else ''}"
 
     def has(self, table: str) -> bool:
         """Whether a table, view or dictionary of this name exists in the store's database."""
@@ -399,6 +393,8 @@ class StorePool(_Reader):
                 client = clickhouse_connect.get_client(
                     **self.address.driver_arguments(), pool_mgr=manager, query_retries=1, settings=self._settings
                 )
+                # After the driver's own start, so that a database which is not there yet is told by the question.
+                client.database = self.address.database
                 self._client = client
             return self._client
 

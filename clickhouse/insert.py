@@ -136,11 +136,13 @@ def device_block(devices: Sequence[Device], seen_ms: int) -> bytes:
         return Column(name, kind, native.low_cardinality(Coded(codes, list(distinct))))
 
     rows = len(devices)
+    gpu = np.array([device.gpu_key for device in devices], dtype="<u8")
+    labels = np.array([device.labels_key for device in devices], dtype="<u8")
     return native.block(
         rows,
         [
-            Column("gpu", "UInt64", native.numbers("UInt64", np.array([d.gpu_key for d in devices], dtype="<u8"))),
-            Column("labels", "UInt64", native.numbers("UInt64", np.array([d.labels_key for d in devices], dtype="<u8"))),
+            Column("gpu", "UInt64", native.numbers("UInt64", gpu)),
+            Column("labels", "UInt64", native.numbers("UInt64", labels)),
             texts("gpu_id"),
             texts("uuid"),
             *(texts(name, LOW_CARDINALITY) for name in ("hostname", "gpu_index", "device", "model", "cluster")),

@@ -58,6 +58,7 @@ def bootstrap(flavour: Flavour) -> list[str]:
     """What has to be there before the first migration can be recorded."""
     return [
         f"CREATE DATABASE IF NOT EXISTS {flavour.database}{flavour.on_cluster}",
+        *([f"CREATE DATABASE IF NOT EXISTS {flavour.database_all}{flavour.on_cluster}"] if flavour.is_cluster else []),
         f"""CREATE TABLE IF NOT EXISTS {flavour.table("migrations")}{flavour.on_cluster}
 (
     number UInt32,

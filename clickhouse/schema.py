@@ -6,8 +6,9 @@
     boot      a dictionary of one row: an id that changes with every start of the server (R12)
 
 Two flavours are rendered from the same text: ``single`` (the embedded server, or one server) and ``cluster``
-(Replicated engines, ON CLUSTER, and a Distributed table ``<name>_all`` beside each local table; R18: collectors insert
-into and check the local table of one replica).
+(Replicated engines, ON CLUSTER, and a second database ``<database>_all`` with a Distributed table of the same name over
+each local one). Questions are the same text in either database; collectors insert into and check the local table of one
+replica (R18).
 """
 
 from __future__ import annotations
@@ -64,6 +65,11 @@ class Flavour:
     def table(self, name: str) -> str:
         return f"{self.database}.{name}"
 
+    @property
+    def database_all(self) -> str:
+        """Where questions over all shards go."""
+        return f"{self.database}_all"
+
     def engine(self, name: str, family: str = "", *arguments: str) -> str:
         """The engine of a table: ``MergeTree``, or with ``family`` e.g. ``ReplacingMergeTree(version)``."""
         inner = ", ".join(arguments)
@@ -87,7 +93,7 @@ class Flavour:
         if not self.is_cluster:
             return []
         return [
-            f"CREATE TABLE IF NOT EXISTS {self.table(name)}_all{self.on_cluster} AS {self.table(name)}\n"
+            f"CREATE TABLE IF NOT EXISTS {self.database_all}.{name}{self.on_cluster} AS {self.table(name)}\n"
             f"ENGINE = Distributed('{self.cluster}', '{self.database}', '{name}', {sharding})"
         ]
 
@@ -96,5 +102,5 @@ class Flavour:
         if what != "TABLE":
             return [dropped[0].removesuffix(" SYNC")]
         if self.is_cluster:
-            dropped.insert(0, f"DROP TABLE IF EXISTS {self.table(name)}_all{self.on_cluster} SYNC")
+            dropped.insert(0, f"DROP TABLE IF EXISTS {self.database_all}.{name}{self.on_cluster} SYNC")
         return dropped

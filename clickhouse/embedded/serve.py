@@ -88,7 +88,8 @@ def serve(options: ServeOptions, args: argparse.Namespace) -> int:
             service.check("engine", lambda: _check(server))
             metrics.on_scrape(service.registry, lambda: _samples(server))
             migrated = threading.Event()
-            service.check("schema", lambda: Check() if migrated.is_set() else Check("degraded", "migrating", ready=False))
+            migrating = Check("degraded", "the schema is being brought up to date", ready=False)
+            service.check("schema", lambda: Check() if migrated.is_set() else migrating)
             server.start()
             try:
                 if options.migrate:
