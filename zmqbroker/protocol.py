@@ -1,6 +1,7 @@
 """The wire truth: every message between a client and a broker (or a collector that binds).
 
-Frame 0 of every message is one fixed 64-byte little-endian header; the frames after it are opaque to the header.
+Frame 0 of every message begins with one fixed 64-byte little-endian header; the frames after it are opaque to the
+header. A PUBLISH may carry a small payload behind the header in frame 0, instead of in a frame of its own.
 ``docs/protocol.md`` is this page for people; a test holds the two together through :data:`MESSAGES`.
 
 The generation is chosen anew by the client for each HELLO or SUBSCRIBE and stands in every message of that
@@ -29,6 +30,8 @@ assert HEADER_BYTES == 64
 
 NO_PARTITION: Final = 0xFFFF
 TOPIC_BYTES_MAX: Final = 200
+INLINE_BYTES_MAX: Final = 4096
+"""A PUBLISH with a payload up to this size carries it behind the header in frame 0: a frame less to handle."""
 MESSAGE_OVERHEAD_BYTES: Final = HEADER_BYTES
 """What a PUBLISH costs of the producer's byte credit beside its payload."""
 

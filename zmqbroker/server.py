@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +28,7 @@ from zmqbroker.core.effects import Effects
 from zmqbroker.errors import BrokerError
 from zmqbroker.protocol import HEADER_BYTES, MAGIC, VERSION, Code, Type
 from zmqbroker.reading import LogReader
+from zmqbroker.sockets import receiver, sender
 from zmqbroker.storage.interface import TopicLog
 from zmqbroker.storage.topics import TopicStore
 from zmqbroker.writing import LogWriter
@@ -37,8 +38,6 @@ _log = logging.getLogger("zmqbroker")
 DRAIN_MESSAGES_MAX: Final = 512
 DRAIN_SECONDS_MAX: Final = 0.002
 _MAINTAIN_S: Final = 1.0
-_COPY_BELOW_BYTES: Final = 65_536
-"""Below this zmq copies faster than it shares (pyzmq's COPY_THRESHOLD)."""
 
 
 @dataclass
@@ -86,6 +85,8 @@ class Broker:
         self._stopping = threading.Event()
         self._context: zmq.Context[Any] = zmq.Context(io_threads=1)
         self._router: zmq.Socket[Any] | None = None
+        self._receive: Callable[[], list[bytes]] = list
+        self._send_frames: Callable[[Sequence[bytes]], None] = lambda frames: None
         self._next_maintain_s = 0.0
         self.loops = 0
 
@@ -117,6 +118,7 @@ class Broker:
                     raise BrokerError(f"cannot listen on {address}: {e.strerror or e}") from None
                 self.endpoints.append(router.get_string(zmq.LAST_ENDPOINT))
             self._router = router
+            self._receive, self._send_frames = receiver(router), sender(router)
         except BaseException:
             self._store.unlock()
             self._context.destroy(0)
@@ -189,7 +191,7 @@ class Broker:
             events: list[tuple] = []
             for source, _ in ready:
                 if source is router:
-                    self._drain(router, events)
+                    self._drain(events)
                 else:
                     os.eventfd_read(self._wake_fd)
             while self._posted:
@@ -211,20 +213,22 @@ class Broker:
                     self._say_bye(router)
                     return
 
-    def _drain(self, router: zmq.Socket[Any], events: list[tuple]) -> None:
+    def _drain(self, events: list[tuple]) -> None:
         """Take what has come, up to 512 messages or 2 ms."""
-        unpack = protocol.HEADER.unpack
-        recv = router.recv_multipart
-        noblock = zmq.NOBLOCK
+        unpack = protocol.HEADER.unpack_from
+        receive = self._receive
         until = self._clock() + DRAIN_SECONDS_MAX
         append = events.append
         try:
             for i in range(DRAIN_MESSAGES_MAX):
-                frames = recv(noblock)
-                if len(frames) >= 2 and len(frames[1]) == HEADER_BYTES:
-                    h = unpack(frames[1])
+                frames = receive()
+                if len(frames) >= 2 and len(frames[1]) >= HEADER_BYTES:
+                    frame = frames[1]
+                    h = unpack(frame)
                     if h[0] == MAGIC and h[1] == VERSION:
-                        append((ev.MESSAGE, frames[0], h, frames[2:]))
+                        # A small payload may ride behind the header.
+                        body = [frame[HEADER_BYTES:]] if len(frame) > HEADER_BYTES else frames[2:]
+                        append((ev.MESSAGE, frames[0], h, body))
                         if not i & 15 and self._clock() > until:
                             return
                         continue
@@ -238,17 +242,16 @@ class Broker:
         if not frames or self._router is None:
             return
         code, reason = Code.BAD_MESSAGE, "not a message of this protocol"
-        if len(frames) >= 2 and len(frames[1]) == HEADER_BYTES and frames[1][:3] == MAGIC:
+        if len(frames) >= 2 and len(frames[1]) >= HEADER_BYTES and frames[1][:3] == MAGIC:
             code, reason = Code.BAD_VERSION, f"protocol version {frames[1][3]}; this broker speaks {VERSION}"
-        self._send(self._router, frames[0], [protocol.pack(Type.ERROR, 0, e=code), reason.encode()])
+        self._send(frames[0], [protocol.pack(Type.ERROR, 0, e=code), reason.encode()])
 
     def _run_effects(self, fx: Effects) -> None:
         if fx.hands:
             self.writer.hand(fx.hands)
-        router = self._router
-        if router is not None:
+        if self._router is not None:
             for conn, frames in fx.sends:
-                self._send(router, conn, frames)
+                self._send(conn, frames)
         for read in fx.reads:
             self.reader.ask(read)
         for cut in fx.cuts:
@@ -256,11 +259,11 @@ class Broker:
         for open_ in fx.opens:
             self.reader.ask(open_)
 
-    def _send(self, router: zmq.Socket[Any], conn: bytes, frames: list[bytes]) -> None:
+    def _send(self, conn: bytes, frames: list[bytes]) -> None:
         try:
-            router.send_multipart([conn, *frames], zmq.NOBLOCK, copy=len(frames[-1]) < _COPY_BELOW_BYTES)
+            self._send_frames([conn, *frames])
         except zmq.ZMQError as e:
-            # EHOSTUNREACH: the connection is gone. EAGAIN cannot be, without a mark; if it is, the peer is as good as gone.
+            # EHOSTUNREACH: the connection is gone. EAGAIN cannot be without a mark; such a peer is as good as gone.
             if e.errno in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 self._posted.append((ev.GONE, conn))
             else:
@@ -269,7 +272,7 @@ class Broker:
     def _say_bye(self, router: zmq.Socket[Any]) -> None:
         for conn, peer in list(self.core.state.peers.items()):
             generation = peer.generation if hasattr(peer, "generation") else peer.member.generation
-            self._send(router, conn, [protocol.pack(Type.BYE, generation)])
+            self._send(conn, [protocol.pack(Type.BYE, generation)])
         # Nothing is owed to the peers any more, but what was just said should reach them.
         router.set(zmq.LINGER, 200)
 

@@ -30,8 +30,8 @@ class Consumer:
     """One member of a consumer group.
 
     ``credit``: deliveries that may be held at once; each is at most ``max_rows`` and ``max_bytes``, so memory is
-    bounded by credit x max_bytes. ``max_rows``, ``max_bytes``, ``linger_ms`` and ``mode`` belong to the group: the first
-    member sets them. ``durable=False`` makes an ephemeral group, which begins at the end of the log and vanishes.
+    bounded by credit x max_bytes. ``max_rows``, ``max_bytes``, ``linger_ms`` and ``mode`` belong to the group: the
+    first member sets them. ``durable=False`` makes an ephemeral group, which begins at the end of the log and vanishes.
     """
 
     def __init__(

@@ -80,8 +80,9 @@ class Producer:
         self.session = secrets.randbits(64) if session is None else session
         self._clock = clock
         self._buffer_bytes = buffer_bytes
-        self._lock = threading.Condition()
-        self._publishing = threading.Lock()
+        # One lock for the conversation; the condition wraps it for those who wait. Entering the bare lock is cheaper.
+        self._mutex = threading.RLock()
+        self._lock = threading.Condition(self._mutex)
         self._conversation = ProducerConversation(
             self.session,
             topic,
@@ -125,38 +126,37 @@ class Producer:
         :class:`MessageTooLarge`, :class:`ProducerClosed`, or what the broker refused this session for.
         """
         conversation = self._conversation
-        with self._publishing:
+        with self._mutex:
             if conversation.pending_bytes >= self._buffer_bytes or conversation.fatal is not None or self._closed:
                 self._wait_for_room(timeout)
             data = payload(self.session, conversation.next_seq) if callable(payload) else payload
             limit = conversation.message_bytes_max
             if limit and len(data) > limit:
                 raise MessageTooLarge(len(data), limit)
-            crc = crc32c(data)
             key_hash = crc32c(key) if key is not None else None
-            with self._lock:
-                seq = conversation.add(data, rows, crc, key_hash, partition, count)
-        self._link.wake()
+            seq = conversation.add(data, rows, crc32c(data), key_hash, partition, count)
+        if self._link.asleep:
+            self._link.wake()
         return Receipt(self, seq)
 
     def _wait_for_room(self, timeout: float | None) -> None:
+        """With the lock held."""
         conversation = self._conversation
         start = self._clock()
         deadline = None if timeout is None else start + timeout
-        with self._lock:
-            while True:
-                if self._closed:
-                    raise ProducerClosed("the producer was closed")
-                if conversation.fatal is not None:
-                    raise conversation.fatal
-                if conversation.pending_bytes < self._buffer_bytes:
-                    break
-                left = None if deadline is None else deadline - self._clock()
-                if left is not None and left <= 0:
-                    self._credit_wait_seconds += self._clock() - start
-                    why = "no credit" if conversation.connected else "no broker answers"
-                    raise PublishTimeout(f"{why} for {timeout:g} s; {len(conversation.pending)} batches wait")
-                self._lock.wait(min(left, 1.0) if left is not None else 1.0)
+        while True:
+            if self._closed:
+                raise ProducerClosed("the producer was closed")
+            if conversation.fatal is not None:
+                raise conversation.fatal
+            if conversation.pending_bytes < self._buffer_bytes:
+                break
+            left = None if deadline is None else deadline - self._clock()
+            if left is not None and left <= 0:
+                self._credit_wait_seconds += self._clock() - start
+                why = "no credit" if conversation.connected else "no broker answers"
+                raise PublishTimeout(f"{why} for {timeout:g} s; {len(conversation.pending)} batches wait")
+            self._lock.wait(min(left, 1.0) if left is not None else 1.0)
         self._credit_wait_seconds += self._clock() - start
 
     def flush(self, timeout: float | None = None) -> bool:

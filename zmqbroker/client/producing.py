@@ -18,11 +18,12 @@ from typing import Final
 from zmqbroker import protocol
 from zmqbroker.client.conversation import SILENCE_S, Opening
 from zmqbroker.errors import BrokerError, MessageTooLarge, Refused
-from zmqbroker.protocol import FATAL_FROM, HEADER_BYTES, NO_PARTITION, Code, Flag, Header, Type
+from zmqbroker.protocol import FATAL_FROM, HEADER, HEADER_BYTES, MAGIC, NO_PARTITION, VERSION, Code, Flag, Header, Type
 
 _ASK_AHEAD_BYTES: Final = 1 << 20
 """How much credit is asked for beyond what was sent; a larger batch asks for itself."""
 _SEND_MESSAGES_MAX: Final = 256
+_INLINE: Final = protocol.INLINE_BYTES_MAX + protocol.HEADER_BYTES
 _HEARTBEAT_PENDING_S: Final = 1.0
 _HEARTBEAT_IDLE_S: Final = 5.0
 _BUSY_RETRY_S: Final = 1.0
@@ -181,46 +182,38 @@ class ProducerConversation:
         lowest = self.lowest_unacked
         passed_over: list[int] = []
         publish = int(Type.PUBLISH)
+        pack_header = HEADER.pack
+        session, log, granted, sent = self.session, self.log, self.granted_bytes, self.sent_bytes
+        wanted = self._wanted
         while to_send and len(out) < _SEND_MESSAGES_MAX:
             seq = to_send[0]
             batch = pending.get(seq)
             if batch is None:
                 to_send.popleft()
                 continue
-            size = len(batch.payload) + HEADER_BYTES
-            if self.sent_bytes + size > self.granted_bytes:
+            payload = batch.payload
+            size = len(payload) + HEADER_BYTES
+            if sent + size > granted:
                 break
             flags = batch.flags
-            if batch.log is not None and batch.log != self.log:
-                if self.failover != "resend":
-                    to_send.popleft()
-                    passed_over.append(seq)
-                    continue
-                flags |= Flag.RESENT
+            if batch.log != log:
+                if batch.log is not None:
+                    if self.failover != "resend":
+                        to_send.popleft()
+                        passed_over.append(seq)
+                        continue
+                    flags |= Flag.RESENT
+                batch.log = log
             to_send.popleft()
-            self.unsent_bytes -= size
-            self.sent_bytes += size
-            self._told_wanted = self._wanted
-            out.append(
-                [
-                    protocol.pack(
-                        publish,
-                        generation,
-                        flags=flags,
-                        partition=batch.partition,
-                        n=batch.rows,
-                        a=self.session,
-                        b=seq,
-                        c=lowest,
-                        d=self._told_wanted,
-                        e=batch.crc,
-                        f=batch.key,
-                        g=batch.count,
-                    ),
-                    batch.payload,
-                ]
-            )
-            batch.log = self.log
+            sent += size
+            header = pack_header(
+                MAGIC, VERSION, publish, flags, batch.partition, generation, batch.rows, session, seq, lowest,
+                wanted if wanted > sent else sent, batch.crc, batch.key, batch.count, 0,
+            )  # fmt: skip
+            out.append([header + payload] if size <= _INLINE else [header, payload])
+        self.unsent_bytes -= sent - self.sent_bytes
+        self.sent_bytes = sent
+        self._told_wanted = max(wanted, sent)
         if passed_over:
             # They wait for their own log to come back; what was never sent goes on.
             self.unsent_bytes -= sum(len(pending[s].payload) + HEADER_BYTES for s in passed_over)

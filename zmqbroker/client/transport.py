@@ -19,9 +19,9 @@ import zmq
 from zmqbroker import protocol
 from zmqbroker.client.conversation import Conversation
 from zmqbroker.errors import ProtocolError
+from zmqbroker.sockets import receiver, sender
 
 _log = logging.getLogger(__name__)
-_COPY_BELOW_BYTES = 65_536
 _RETRY_S = 0.05
 """While there is no connection: how often one is looked for."""
 
@@ -47,14 +47,14 @@ class Link(threading.Thread):
         self._clock = clock
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._ending = threading.Event()
-        self._asleep = False
+        self.asleep = False
         self._context: zmq.Context[Any] = zmq.Context.instance()
         self.reopened = 0
 
     def wake(self) -> None:
         """There is something to send."""
-        if self._asleep:
-            self._asleep = False
+        if self.asleep:
+            self.asleep = False
             os.eventfd_write(self._wake_fd, 1)
 
     def end(self, timeout_s: float) -> None:
@@ -92,7 +92,7 @@ class Link(threading.Thread):
                         stale = False
                         out = conversation.outgoing(now)
                         wait_s = 0.0 if len(out) > 1 else conversation.due_in(now)
-                        self._asleep = True
+                        self.asleep = True
                 if stale:
                     poller.unregister(socket)
                     socket.close(0)
@@ -107,7 +107,7 @@ class Link(threading.Thread):
                 if self._ending.is_set() and not out:
                     return
                 ready = dict(poller.poll(0 if self._ending.is_set() else int(min(wait_s, 1.0) * 1000 + 0.999)))
-                self._asleep = False
+                self.asleep = False
                 if self._wake_fd in ready:
                     os.eventfd_read(self._wake_fd)
                 if socket in ready:
@@ -128,9 +128,10 @@ class Link(threading.Thread):
 
     def _send(self, socket: zmq.Socket[Any], out: list[list[bytes]]) -> bool:
         """False where there is no connection."""
+        send = sender(socket)
         for i, message in enumerate(out):
             try:
-                socket.send_multipart(message, zmq.NOBLOCK, copy=len(message[-1]) < _COPY_BELOW_BYTES)
+                send(message)
             except zmq.Again:
                 with self._lock:
                     self._conversation.unsent(out[i:], self._clock() + _RETRY_S)
@@ -140,10 +141,11 @@ class Link(threading.Thread):
     def _receive(self, socket: zmq.Socket[Any]) -> None:
         """Drain the socket; whoever waits for the conversation is told once."""
         now = self._clock()
+        receive = receiver(socket)
         with self._lock:
             try:
                 for _ in range(256):
-                    frames = socket.recv_multipart(zmq.NOBLOCK)
+                    frames = receive()
                     try:
                         self._conversation.receive(protocol.unpack(frames[0]), frames[1:], now)
                     except ProtocolError as e:

@@ -39,7 +39,7 @@ class TopicConfig:
 
     partitions: int = 4
     fsync: str = "commit"
-    """commit: ack after fdatasync. interval: every ``fsync_interval_ms``. never: left to the system; acks mean written."""
+    """commit: ack after fdatasync. interval, never: ack when written, sync later; only what is synced is delivered."""
     fsync_interval_ms: int = 1000
     storage: str = "disk"
     """disk, or memory (nothing survives a restart)."""
@@ -63,7 +63,7 @@ class TopicConfig:
 
 @dataclass(frozen=True)
 class GroupConfig:
-    """Settings of one consumer group. What seals ranges belongs to the group: a SUBSCRIBE that differs is refused (R21)."""
+    """Settings of one consumer group. A SUBSCRIBE whose settings for sealing differ is refused (R21)."""
 
     mode: str = "shared"
     """shared: any member with credit takes the next range. ordered: one unacked range a partition, sticky members."""

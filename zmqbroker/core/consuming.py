@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from zmqbroker import protocol
@@ -455,7 +456,7 @@ class Consuming:
             return
         # Voids and gaps between records belong to the record before them, the leading ones to the first.
         children[0][1] = range_.first
-        for child, after in zip(children, children[1:], strict=False):
+        for child, after in pairwise(children):
             child[2] = after[1] - 1
         children[-1][2] = range_.last
         topic.journal(SPLIT_ENTRY, group.name, range_.id, children)

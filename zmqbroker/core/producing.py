@@ -246,9 +246,7 @@ class Producing:
                 pool.changed.pop(session.id, None)
                 s.send(
                     session.conn,
-                    protocol.pack(
-                        Type.ACK, session.generation, a=session.id, b=session.granted_bytes, n=len(ranges)
-                    ),
+                    protocol.pack(Type.ACK, session.generation, a=session.id, b=session.granted_bytes, n=len(ranges)),
                     protocol.pack_ranges(ranges),
                 )
         commit.acks = {}
