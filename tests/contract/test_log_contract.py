@@ -42,7 +42,7 @@ def make(request: pytest.FixtureRequest, tmp_path) -> Iterator[Make]:
         log.close(b"")
 
 
-@pytest.fixture()
+@pytest.fixture
 def log(make: Make) -> TopicLog:
     return make()
 

@@ -1,8 +1,8 @@
 """A disk that fails under a seed: what was not synced may be lost, torn or reordered by the loss of power.
 
-What it models. Writes go to a cache that reads see. ``sync`` moves a file's cache to the platter; at a loss of power each
-dirty sector of 512 bytes, and each new size, has reached the platter or has not, by chance and one by one. Names are
-made durable by ``sync_directory``; at a loss of power the first few of the pending changes of names hold, by chance.
+What it models. Writes go to a cache that reads see. ``sync`` moves a file's cache to the platter; at a loss of power
+each dirty sector of 512 bytes, and each new size, has reached the platter or has not, by chance and one by one. Names
+are made durable by ``sync_directory``; at a loss of power the first few of the pending changes of names hold.
 A failed sync marks what was dirty as clean without writing it, as Linux does: to try again would seem to succeed.
 """
 
@@ -48,8 +48,8 @@ class SimulatedFile(File):
     def write(self, buffers: Sequence[Bytes], position: int) -> None:
         data = b"".join(buffers)
         self._disk.steps += 1
-        if self._disk.write_errors > 0:
-            self._disk.write_errors -= 1
+        if self._inode in self._disk.write_fails:
+            self._disk.write_fails.discard(self._inode)
             raise OSError(errno.EIO, "simulated write error")
         grow = position + len(data) - len(self._inode.cache)
         if grow > self._disk.free_bytes:
@@ -70,8 +70,8 @@ class SimulatedFile(File):
 
     def sync(self) -> None:
         self._disk.steps += 1
-        if self._disk.sync_errors > 0:
-            self._disk.sync_errors -= 1
+        if self._inode in self._disk.sync_fails:
+            self._disk.sync_fails.discard(self._inode)
             self._inode.dirty.clear()
             raise OSError(errno.EIO, "simulated sync error")
         inode = self._inode
@@ -100,7 +100,7 @@ class SimulatedFile(File):
         del cache[size:]
         cache.extend(bytes(size - len(cache)))
         self._inode.dirty = {s for s in self._inode.dirty if s * SECTOR < size}
-        if size % SECTOR and self._inode.dirty is not None:
+        if size % SECTOR:
             self._inode.dirty.add(size // SECTOR)
 
     def size(self) -> int:
@@ -132,8 +132,8 @@ class SimulatedDisk(Filesystem):
         self.chance = random.Random(seed)
         self.capacity = capacity
         self.survival = survival
-        self.sync_errors = 0
-        self.write_errors = 0
+        self.sync_fails: set[Inode] = set()
+        self.write_fails: set[Inode] = set()
         self.steps = 0
         self.locks: set[str] = set()
         self._inodes = 0
@@ -151,7 +151,8 @@ class SimulatedDisk(Filesystem):
     def kill(self) -> None:
         """The process dies; the machine lives on, and so does its cache."""
         self.locks.clear()
-        self.sync_errors = self.write_errors = 0
+        self.sync_fails.clear()
+        self.write_fails.clear()
 
     def lose_power(self) -> None:
         self.kill()
@@ -162,6 +163,14 @@ class SimulatedDisk(Filesystem):
         self._names = dict(self._durable_names)
         for inode in {id(i): i for i in self._names.values()}.values():
             inode.lose_power(self.chance, self.survival)
+
+    def fail_sync(self, path: str) -> None:
+        """The next sync of this file fails, and what was dirty is forgotten."""
+        self.sync_fails.add(self._names[path])
+
+    def fail_write(self, path: str) -> None:
+        """The next write to this file fails."""
+        self.write_fails.add(self._names[path])
 
     def flip_bit(self, path: str, position: int, bit: int = 0) -> None:
         inode = self._names[path]

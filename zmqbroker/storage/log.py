@@ -160,6 +160,11 @@ class DiskLog(TopicLog):
             self._stopped = self._stopped or "it was closed"
             self._dirlock.release()
 
+    @property
+    def active_path(self) -> str:
+        """The file that is written now, for tools and tests."""
+        return self._opened()[1].path
+
     # -- writing
 
     @property
