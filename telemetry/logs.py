@@ -19,6 +19,9 @@ HIDDEN: Final = "***"
 SECRET_CHARACTERS_MIN: Final = 4
 """Shorter secrets are not searched for: replacing every "a" would hide the log, not the secret."""
 
+# They log as a warning what they also raise, and whoever catches it says it better: "waiting for the store".
+_TALKATIVE: Final = ("urllib3", "clickhouse_connect")
+
 _STANDARD_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _URL_PASSWORD: Final = re.compile(r"(\w://[^\s/:@]*:)[^\s/@]+(?=@)")
 _secrets: set[str] = set()
@@ -106,6 +109,8 @@ def configure(service: str, level: str = "info", format: str = "auto", stream: T
     logger.setLevel(level.upper())
     # Libraries speak only when something is wrong: their info lines are not about telemetry.
     root.setLevel(max(logging.WARNING, logger.level))
+    for library in _TALKATIVE:
+        logging.getLogger(library).setLevel(logging.ERROR)
     for package in ("telemetry", "zmqbroker", "producers", "consumers", "api", "clickhouse"):
         logging.getLogger(package).setLevel(level.upper())
     return logger

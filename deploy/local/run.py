@@ -162,9 +162,17 @@ class LogPrinter(threading.Thread):
         *lines, self._rest[name] = (self._rest[name] + data).split(b"\n")
         for line in lines:
             text = line.decode("utf-8", "replace")
-            self.say(name, text)
-            if name == "runner" and (match := USAGE_ERROR.search(text)):
-                self.refused.append(match[1])
+            if name == "runner":
+                self._supervisord_said(text)
+            else:
+                self.say(name, text)
+
+    def _supervisord_said(self, text: str) -> None:
+        """Pass on what it says about programs; its remarks on users and sockets are no news here."""
+        if match := USAGE_ERROR.search(text):
+            self.refused.append(match[1])
+        if " CRIT " not in text:
+            self.say("runner", text.partition(" WARN ")[2] or text)
 
 
 class Runner:

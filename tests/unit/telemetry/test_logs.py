@@ -85,6 +85,7 @@ def test_configuring_twice_does_not_write_twice(stream: io.StringIO) -> None:
 def test_modules_of_the_parts_log_at_the_chosen_level_and_libraries_only_warnings(stream: io.StringIO) -> None:
     logs.configure("demo", "debug", "json", stream)
     logging.getLogger("consumers.insert").debug("part")
-    logging.getLogger("urllib3").info("library")
-    logging.getLogger("urllib3").warning("trouble")
+    logging.getLogger("asyncio").info("library")
+    logging.getLogger("asyncio").warning("trouble")
+    logging.getLogger("urllib3").warning("what it raises as well")
     assert [json.loads(line)["msg"] for line in stream.getvalue().splitlines()] == ["part", "trouble"]
