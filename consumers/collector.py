@@ -167,7 +167,11 @@ class Collector:
                     self._return(delivery, "stopping", "given_back")
                 elif not link.ready():
                     delivery = self._source.receive(RECEIVE_TIMEOUT_S)
-                    if delivery is not None:
+                    if delivery is None:
+                        continue
+                    if link.ready():  # the store came back while we waited
+                        self._handle(delivery, link, steps)
+                    else:
                         self._return(delivery, f"the store is away: {self.breaker.reason}", "given_back")
                 else:
                     delivery = self._source.receive(RECEIVE_TIMEOUT_S)
@@ -287,7 +291,8 @@ class _Steps:
         jobs: list[Job] = [SamplesJob(block, rows.dictionaries) for block in merged.days]
         rejected: dict[str, int] = {}
         if merged.rejected is not None:
-            jobs += [RejectsJob(block) for block in blocks(merged.rejected)]
+            found = blocks(merged.rejected, delivery.log_uuid, delivery.partition, decoded.offsets)
+            jobs += [RejectsJob(block) for block in found]
             codes, counts = np.unique(merged.rejected.reason, return_counts=True)
             rejected = {REASONS[code]: count for code, count in zip(codes.tolist(), counts.tolist())}
         self._stats.step("merge", time.perf_counter() - validated_s)

@@ -21,6 +21,7 @@ Canonical = Callable[[str], tuple[str, float]]
 class DictionaryKeys(NamedTuple):
     """Arrays over the devices (``gpu``, ``labels`` uint64, ``nameless`` bool) and over the metrics of a dictionary."""
 
+    digest: bytes
     gpu: np.ndarray
     labels: np.ndarray
     nameless: np.ndarray
@@ -66,6 +67,7 @@ class DictionaryCache:
         scale = np.array([factor for _, factor in canonical], dtype=np.float64)
         nameless = np.array([not device.gpu_id for device in devices], dtype=bool)
         return DictionaryKeys(
+            digest=dictionary.digest,
             gpu=np.array([device.gpu_key for device in devices], dtype=np.uint64),
             labels=np.array([device.labels_key for device in devices], dtype=np.uint64),
             nameless=nameless,

@@ -23,6 +23,10 @@ class RejectBlock(NamedTuple):
     rejected: Rejected
     batch: np.ndarray
     """int64 a row: index of its batch in the delivery."""
+    log_uuid: str
+    partition: int
+    offsets: list[int]
+    """Of each batch of the delivery: its place in the log."""
 
     @property
     def rows(self) -> int:
@@ -44,14 +48,20 @@ class RejectBlock(NamedTuple):
 
     def _take(self, mask: np.ndarray) -> RejectBlock:
         rows, index, reason = self.rejected
-        return RejectBlock(self.day, Rejected(rows, index[mask], reason[mask]), self.batch[mask])
+        return self._replace(rejected=Rejected(rows, index[mask], reason[mask]), batch=self.batch[mask])
+
+    def row_in_batch(self) -> np.ndarray:
+        """uint32 a row: its place in its batch."""
+        sizes = self.rejected.rows.sizes
+        starts = np.cumsum(sizes) - sizes
+        return (self.rejected.index - starts[self.batch]).astype(np.uint32)
 
 
-def blocks(rejected: Rejected) -> list[RejectBlock]:
+def blocks(rejected: Rejected, log_uuid: str, partition: int, offsets: list[int]) -> list[RejectBlock]:
     """Split by day of append: one block nearly always."""
     rows = rejected.rows
     ends = np.cumsum(rows.sizes)
     batch = np.searchsorted(ends, rejected.index, side="right")
     day = rows.appended_ms[batch] // MS_A_DAY
-    whole = RejectBlock(0, rejected, batch)
+    whole = RejectBlock(0, rejected, batch, log_uuid, partition, offsets)
     return [whole._take(day == d)._replace(day=d) for d in np.unique(day).tolist()]

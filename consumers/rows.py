@@ -13,7 +13,7 @@ import numpy as np
 
 from consumers.decode import Decoded
 from consumers.dictionary import DictionaryCache, DictionaryKeys
-from telemetry.batch import Batch
+from telemetry.batch import Batch, Device
 
 NS_A_MS = 1_000_000
 
@@ -33,19 +33,17 @@ class Rows(NamedTuple):
     value: np.ndarray
     """float64 a row, as sent: neither checked nor scaled."""
     device: np.ndarray
-    """integer a row, into ``gpu``, ``labels``, ``nameless`` and through ``device_base`` into ``dictionaries``."""
+    """integer a row, into ``gpu``, ``labels``, ``nameless`` and :meth:`devices`."""
     metric: np.ndarray
-    """integer a row, into ``metric_code``, ``scale`` and through ``metric_base`` into ``dictionaries``."""
+    """integer a row, into ``raw_metrics``, ``metric_code`` and ``scale``."""
     dictionaries: list[DictionaryKeys]
     """The distinct dictionaries of the delivery, in order of appearance."""
-    device_base: np.ndarray
-    """int64, where each dictionary's devices start in the device tables."""
-    metric_base: np.ndarray
-    """int64, where each dictionary's metrics start in the metric tables."""
     gpu: np.ndarray
     labels: np.ndarray
     nameless: np.ndarray | None
     """bool a device; None where every device has an identity."""
+    raw_metrics: list[str]
+    """The name of each metric as it was sent."""
     metric_names: tuple[str, ...]
     """The distinct canonical names of the delivery."""
     metric_code: np.ndarray | None
@@ -56,6 +54,10 @@ class Rows(NamedTuple):
     def batch_of_row(self) -> np.ndarray:
         """uint32 a row: the index of its batch; never decreasing."""
         return np.repeat(np.arange(len(self.batches), dtype=np.uint32), self.sizes)
+
+    def devices(self) -> list[Device]:
+        """The devices by code: made for the few places where words are needed."""
+        return [device for keys in self.dictionaries for device in keys.devices]
 
 
 def lay_out(decoded: Decoded, cache: DictionaryCache) -> Rows:
@@ -79,11 +81,13 @@ def lay_out(decoded: Decoded, cache: DictionaryCache) -> Rows:
     if len(dictionaries) > 1:
         dictionary_of_batch = np.array(of_batch, dtype=np.int64)
         device = np.repeat(device_base[dictionary_of_batch], sizes) + device
-        if any(keys.metrics != dictionaries[0].metrics for keys in dictionaries):
+        if any(keys.raw_metrics != dictionaries[0].raw_metrics for keys in dictionaries):
             metric = np.repeat(metric_base[dictionary_of_batch], sizes) + metric
-        else:  # a fleet: every agent sends the same metrics, so the codes mean the same in all dictionaries
+        else:  # a fleet: every agent sends the same metrics, so codes mean the same, factors too, in all dictionaries
             metric_base = np.zeros(len(dictionaries), dtype=np.int64)
-    metric_names, metric_code, scale = _metric_tables(dictionaries, distinct=bool(metric_base.any()))
+    # Without distinct bases the first dictionary's metrics speak for all.
+    metric_tables = dictionaries if metric_base.any() else dictionaries[:1]
+    metric_names, metric_code, scale = _metric_tables(metric_tables)
     ts_ns = _concatenate([batch.timestamp_ns for batch in batches])
     return Rows(
         batches=batches,
@@ -95,23 +99,19 @@ def lay_out(decoded: Decoded, cache: DictionaryCache) -> Rows:
         device=device,
         metric=metric,
         dictionaries=dictionaries,
-        device_base=device_base,
-        metric_base=metric_base,
         gpu=_concatenate([keys.gpu for keys in dictionaries]),
         labels=_concatenate([keys.labels for keys in dictionaries]),
         nameless=_concatenate([keys.nameless for keys in dictionaries])
         if any(keys.any_nameless for keys in dictionaries)
         else None,
+        raw_metrics=[name for keys in metric_tables for name in keys.raw_metrics],
         metric_names=metric_names,
         metric_code=metric_code,
         scale=scale,
     )
 
 
-def _metric_tables(
-    dictionaries: list[DictionaryKeys], distinct: bool
-) -> tuple[tuple[str, ...], np.ndarray | None, np.ndarray | None]:
-    tables = dictionaries if distinct else dictionaries[:1]
+def _metric_tables(tables: list[DictionaryKeys]) -> tuple[tuple[str, ...], np.ndarray | None, np.ndarray | None]:
     codes: dict[str, int] = {}
     metric_code = [codes.setdefault(name, len(codes)) for keys in tables for name in keys.metrics]
     identity = len(codes) == len(metric_code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import xxhash
 
 from telemetry.batch import Device, DictionaryEncoder, encode
 
@@ -89,6 +90,4 @@ def hash_of(c: Contents) -> int:
 
 
 def _xxh64(text: str) -> int:
-    import xxhash
-
-    return xxhash.xxh64_intdigest(text)
+    return xxhash.xxh64_intdigest(text.encode())

@@ -67,7 +67,7 @@ a_row = st.builds(
     lambda age, device, metric, value: Row(NOON_MS - age, device, metric, value),
     ages,
     devices,
-    st.sampled_from(["DCGM_FI_DEV_GPU_TEMP", "SM_CLOCK_HZ", "GPU_TEMP_CELSIUS", "my_metric"]),
+    st.sampled_from(["DCGM_FI_DEV_GPU_TEMP", "DCGM_FI_DEV_SM_CLOCK", "SM_CLOCK_HZ", "GPU_TEMP_CELSIUS", "my_metric"]),
     values,
 )
 a_batch = st.lists(a_row, min_size=1, max_size=12)
@@ -215,6 +215,15 @@ def test_metric_codes_of_different_dictionaries_meet_under_one_name():
     names = [block.metric_names[code] for code in block.metric_code.tolist()]
     assert names == ["DCGM_FI_DEV_GPU_TEMP", "other", "other", "DCGM_FI_DEV_GPU_TEMP"]
     assert block.gpu.tolist() == [gpu(0).gpu_key] * 2 + [gpu(1).gpu_key] * 2
+
+
+def test_a_fleet_of_old_and_new_exporters_meets_in_one_unit():
+    """Both dictionaries mean the same canonical metric, and only one of them needs a factor."""
+    old = [Row(NOON_MS, gpu(0), "DCGM_FI_DEV_SM_CLOCK", 1500.0)]
+    new = [Row(NOON_MS, gpu(1), "SM_CLOCK_HZ", 1500e6)]
+    for batches in ((old, new), (new, old)):
+        (block,) = run(delivery_of([(1, seq, rows) for seq, rows in enumerate(batches)])).days
+        assert block.value.tolist() == [pytest.approx(1500.0)] * 2
 
 
 def test_newer_units_are_brought_to_the_classic_ones():

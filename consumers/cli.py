@@ -1,0 +1,158 @@
+"""``telemetry-collector``: batches from a broker into ClickHouse, every row once."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import sys
+from collections.abc import Sequence
+
+from clickhouse.client import DEFAULT_DATABASE, DEFAULT_URL, StoreAddress
+from consumers import archive_cli
+from consumers.cli_options import BROKER, RULES, broker_check, rules_of
+from consumers.collector import Collector, CollectorSettings
+from consumers.source import BrokerSource
+from consumers.stats import Stats
+from consumers.store import KnownLabels, open_session
+from telemetry import metrics
+from telemetry.options import (
+    CommandLine,
+    Option,
+    UsageError,
+    common,
+    duration_seconds,
+    exit_usage,
+    path,
+    positive_int,
+    size_bytes,
+    url,
+)
+from telemetry.service import Check, Service
+from zmqbroker.client import Consumer
+
+PROG = "telemetry-collector"
+
+STORE = (
+    Option("clickhouse", "ClickHouse HTTP interface to insert into", DEFAULT_URL, url, env="CLICKHOUSE_URL"),
+    Option("user", "ClickHouse user", "default", env="CLICKHOUSE_USER"),
+    Option("password", "ClickHouse password", "", env="CLICKHOUSE_PASSWORD", secret=True),
+    Option("database", "ClickHouse database", DEFAULT_DATABASE, env="CLICKHOUSE_DATABASE"),
+    Option("ca-file", "PEM file of the CA of an https store", None, path),
+    Option(
+        "insert-compression", "of insert bodies: none on loopback, lz4 over a network", "none", choices=("none", "lz4")
+    ),
+)
+COLLECT = (
+    Option("group", "consumer group; members of one group share the work", "clickhouse"),
+    Option("workers", "threads that decode and insert, each with a connection of its own", 2, positive_int),
+    Option("credit", "deliveries held at a time; 0 = two a worker", 0, int, "deliveries"),
+    Option("max-rows", "rows of a delivery, of one INSERT; all members say the same", 250_000, positive_int, "rows"),
+    Option("max-bytes", "bytes of a delivery; all members say the same", 32 << 20, size_bytes, "bytes"),
+    Option("linger", "longest wait for a delivery to fill; all members say the same", 0.1, duration_seconds, "seconds"),
+)
+
+COMMAND_LINE = CommandLine(
+    PROG,
+    "COLLECTOR",
+    "Takes batches from the broker and stores every row in ClickHouse exactly once. "
+    f"`{PROG} archive --help`: keep cold copies in files instead.",
+    (*common("127.0.0.1:8082"), *BROKER, *STORE, *COLLECT, *RULES),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["archive"]:
+        archive_cli.main(arguments[1:])
+        return
+    args = COMMAND_LINE.parse(arguments)
+    try:
+        with Service.from_args(PROG, args) as service:
+            collect(args, service)
+    except UsageError as e:
+        exit_usage(PROG, e)
+
+
+def collect(args: argparse.Namespace, service: Service) -> None:
+    """Run until the service is asked to stop, then drain. Raises :class:`UsageError` if the broker refuses us."""
+    address = StoreAddress(
+        url=args.clickhouse,
+        user=args.user,
+        password=args.password,
+        database=args.database,
+        ca_file=str(args.ca_file or ""),
+        compression=args.insert_compression,
+    )
+    try:
+        address.driver_arguments()
+    except ValueError as e:
+        raise UsageError(f"--clickhouse: {e}") from None
+    consumer = Consumer(
+        args.connect,
+        args.topic,
+        args.group,
+        credit=0,  # until the store has answered
+        max_rows=args.max_rows,
+        max_bytes=args.max_bytes,
+        linger_ms=round(args.linger * 1000),
+        name=args.name or socket.gethostname(),
+    )
+    source = BrokerSource(consumer)
+    settings = CollectorSettings(
+        workers=args.workers,
+        credit=args.credit or 2 * args.workers,
+        rules=rules_of(args),
+    )
+    stats, known = Stats.of_wall_clock(), KnownLabels()
+    seconds = metrics.histogram(service.registry, "collector_insert_seconds")
+    collector = Collector(
+        source,
+        lambda: open_session(address, known, rows_max=args.max_rows),
+        settings,
+        log=service.log,
+        stats=stats,
+        on_insert=seconds.observe,
+    )
+    metrics.on_scrape(service.registry, stats.samples)
+    service.check("broker", lambda: broker_check(source, args.connect))
+    service.check("store", lambda: store_check(collector, address))
+    service.check("workers", lambda: workers_check(collector, service))
+    service.route("/stats", stats.as_dict)
+    service.log.info(
+        "collecting",
+        extra={"broker": args.connect, "group": args.group, "store": address.shown, "rules": settings.rules.version},
+    )
+    collector.start()
+    try:
+        while not service.stopping.wait(0.5) and source.error is None and collector.alive:
+            pass
+    finally:
+        drained = collector.stop(max(0.0, service.drain_seconds_left() - 1.0))
+        source.close(1.0)
+    if source.error is not None:
+        raise UsageError(f"{args.connect}: {source.error}")
+    service.log.info("stopped", extra={"drained": drained, **figures(stats)})
+    if not service.stopping.is_set():
+        raise SystemExit("a worker ended by itself: this is a defect; its log line above says where")
+
+
+def figures(stats: Stats) -> dict[str, object]:
+    """The few numbers that a last log line should have."""
+    wanted = ("received_rows", "stored_rows", "rejected_rows", "dead_rows", "duplicates_avoided_rows")
+    return {name: value for name, value in stats.as_dict().items() if name in wanted}
+
+
+def store_check(collector: Collector, address: StoreAddress) -> Check:
+    if collector.breaker.closed:
+        return Check()
+    return Check("unhealthy", f"{address.shown}: {collector.breaker.reason}", ready=False)
+
+
+def workers_check(collector: Collector, service: Service) -> Check:
+    if collector.alive or service.stopping.is_set():
+        return Check()
+    return Check("unhealthy", "a worker has ended by a defect", ready=False, alive=False)
+
+
+if __name__ == "__main__":
+    main()
