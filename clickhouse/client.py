@@ -201,6 +201,22 @@ class _Reader:
         """The result as an Arrow table: the way to fetch many rows."""
         return self._ask(lambda c: c.query_arrow(sql, parameters=_bound(params), settings=dict(settings or {})))
 
+    def query_bytes(
+        self,
+        sql: str,
+        params: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        output_format: str = "JSONEachRow",
+    ) -> bytes:
+        """The result as the server writes it in ``output_format``."""
+        return bytes(
+            self._ask(
+                lambda c: c.raw_query(
+                    sql, parameters=_bound(params), settings=dict(settings or {}), fmt=output_format
+                )
+            )
+        )
+
     def scalar(self, sql: str, params: Mapping[str, Any] | None = None) -> Any:
         """First column of the first row, or None."""
         rows = self.query(sql, params)

@@ -165,6 +165,13 @@ METRICS: Final[tuple[MetricDefinition, ...]] = (
     MetricDefinition(
         "streamer_worker_restarts_total", "counter", (), "Worker processes that died and were started again"
     ),
+    # API
+    MetricDefinition("api_requests_total", "counter", ("method", "endpoint", "status"), "HTTP requests answered"),
+    MetricDefinition("api_request_seconds", "histogram", ("endpoint",), "Time to make an answer, streaming excluded"),
+    MetricDefinition("api_cache_hits_total", "counter", (), "Answers given again from the cache"),
+    MetricDefinition(
+        "api_cache_misses_total", "counter", (), "Answers that had to be made although they may be cached"
+    ),
 )
 
 

@@ -1,0 +1,19 @@
+"""The endpoints, one module a noun."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from flask_smorest import Blueprint
+
+from api.resources import fleet, gpus, hosts, metrics, series, stats, telemetry
+
+BLUEPRINTS: Final[tuple[Blueprint, ...]] = (
+    gpus.blueprint,
+    telemetry.blueprint,
+    series.blueprint,
+    fleet.blueprint,
+    hosts.blueprint,
+    metrics.blueprint,
+    stats.blueprint,
+)

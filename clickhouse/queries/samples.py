@@ -102,14 +102,18 @@ def bounds(store: Reader, wanted: Filter, settings: Any = None) -> tuple[int, in
     return (int(first), int(last)) if rows else None
 
 
-def page(store: Reader, wanted: Filter, *, order: str, limit: int, offset: int = 0, settings: Any = None) -> list[Sample]:
+def page(
+    store: Reader, wanted: Filter, *, order: str, limit: int, offset: int = 0, settings: Any = None
+) -> list[Sample]:
     """``limit`` samples after ``offset`` of them, in time order (``asc`` or ``desc``)."""
     where, params = wanted.where()
     sql = f"SELECT {_COLUMNS} FROM samples WHERE {where} ORDER BY {_ORDER[order]} LIMIT {limit:d} OFFSET {offset:d}"
     return _samples(store.query(sql, params, settings))
 
 
-def page_after(store: Reader, wanted: Filter, cursor: Cursor, *, order: str, limit: int, settings: Any = None) -> list[Sample]:
+def page_after(
+    store: Reader, wanted: Filter, cursor: Cursor, *, order: str, limit: int, settings: Any = None
+) -> list[Sample]:
     """``limit`` samples after the cursor, in time order."""
     found = bounds_hint(store, wanted, cursor, order, settings)
     if found is None:
@@ -176,10 +180,15 @@ def cursor_after(rows: Sequence[Sample], before: Cursor | None) -> Cursor:
 
 
 def _samples(rows: Iterator[Any] | list[tuple[Any, ...]]) -> list[Sample]:
-    return [Sample(int(t), int(gpu), str(metric), float(value), int(labels), int(session), int(seq)) for t, gpu, metric, value, labels, session, seq in rows]
+    return [
+        Sample(int(t), int(gpu), str(metric), float(value), int(labels), int(session), int(seq))
+        for t, gpu, metric, value, labels, session, seq in rows
+    ]
 
 
-def latest(store: Reader, gpus: Sequence[int], *, since_ms: int, metrics: Sequence[str] = (), settings: Any = None) -> list[tuple[int, str, int, float]]:
+def latest(
+    store: Reader, gpus: Sequence[int], *, since_ms: int, metrics: Sequence[str] = (), settings: Any = None
+) -> list[tuple[int, str, int, float]]:
     """(gpu, metric, time in ms, value) of the newest sample of each metric of each GPU; ``gpus`` empty = all."""
     where, params = Filter(tuple(gpus), tuple(metrics), since_ms).where()
     sql = (
@@ -187,4 +196,3 @@ def latest(store: Reader, gpus: Sequence[int], *, since_ms: int, metrics: Sequen
         f"WHERE {where} GROUP BY gpu, metric ORDER BY gpu, metric"
     )
     return [(int(g), str(m), int(t), float(v)) for g, m, t, v in store.query(sql, params, settings)]
-

@@ -1,0 +1,157 @@
+"""The application: :func:`create_app` puts the pieces together and holds no logic of its own."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Final
+
+import orjson
+from flask import Flask
+from flask.json.provider import JSONProvider
+from flask_compress import Compress
+from flask_cors import CORS
+from prometheus_client import CollectorRegistry
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from api import documents, middleware, pages
+from api.auth import Keys
+from api.caching import AnswerCache
+from api.directory import Directory
+from api.errors import ProblemApi
+from api.limits import install_limits
+from api.monitor import Monitor
+from api.resources import BLUEPRINTS
+from api.settings import Settings
+from clickhouse.queries import totals
+from telemetry import __version__
+from telemetry.health import Health
+
+log = logging.getLogger(__name__)
+
+TITLE: Final = "GPU telemetry API"
+DESCRIPTION: Final = """\
+Telemetry of a GPU fleet: which GPUs there are, what they measured, what is happening now.
+
+**Times** are UTC. Parameters take RFC 3339 (`2025-07-18T20:42:34Z`), unix seconds, or relative times (`now-1h`);
+ranges include both ends. **Pages** go by number (`page`, `page_size`; `X-Pagination` tells totals) or by cursor
+(`next_cursor` in the body, `Link: rel="next"`). **Formats**: JSON, CSV, NDJSON, Arrow and Parquet by `Accept` or
+`format=`. **Errors** are RFC 9457 problem documents. **Metrics** have their classic DCGM names and units;
+`GET /api/v1/metrics` lists them.
+"""
+
+EXPOSED_HEADERS: Final = (
+    "ETag", "Link", "Location", "Retry-After", "X-Pagination", "X-Request-Id", "X-Resolution",
+    "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "Content-Disposition",
+)  # fmt: skip
+
+
+class _OrjsonProvider(JSONProvider):
+    """JSON by orjson: a page of 1,000 samples takes 0.4 ms instead of 4."""
+
+    def dumps(self, obj: Any, **kwargs: Any) -> str:
+        return orjson.dumps(obj, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY, default=str).decode()
+
+    def loads(self, s: str | bytes, **kwargs: Any) -> Any:
+        return orjson.loads(s)
+
+    def response(self, *args: Any, **kwargs: Any) -> Any:
+        obj = self._prepare_response_obj(args, kwargs)
+        body = orjson.dumps(obj, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY, default=str)
+        return self._app.response_class(body, mimetype="application/json")
+
+
+def configuration(settings: Settings) -> dict[str, Any]:
+    """Flask's and flask-smorest's configuration."""
+    return {
+        "API_TITLE": TITLE,
+        "API_VERSION": "v1",
+        "OPENAPI_VERSION": "3.0.3",
+        "OPENAPI_URL_PREFIX": "/api/v1",
+        "OPENAPI_JSON_PATH": "swagger.json",
+        "API_SPEC_OPTIONS": {
+            "info": {
+                "description": DESCRIPTION,
+                "license": {"name": "MIT"},
+                "x-software-version": __version__,
+            },
+            "servers": [{"url": "/"}],
+            "security": [{}, {"bearer": []}, {"apiKey": []}],
+            "components": {
+                "securitySchemes": {
+                    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key"},
+                    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                }
+            },
+        },
+        "ETAG_DISABLED": True,
+        "MAX_CONTENT_LENGTH": settings.upload_bytes_max,
+        "MAX_FORM_MEMORY_SIZE": 1 << 20,
+        "COMPRESS_MIMETYPES": [
+            "application/json",
+            "application/problem+json",
+            "text/html",
+            "text/css",
+            "text/javascript",
+        ],
+        "COMPRESS_MIN_SIZE": 1000,
+        "COMPRESS_LEVEL": 4,
+        "COMPRESS_ALGORITHM": ["zstd", "br", "gzip"],
+        "COMPRESS_BR_LEVEL": 4,
+        "COMPRESS_ZSTD_LEVEL": 3,
+        "COMPRESS_STREAMS": False,
+    }
+
+
+def create_app(
+    settings: Settings,
+    store: Any,
+    broker: Any = None,
+    *,
+    registry: CollectorRegistry | None = None,
+    health: Health | None = None,
+    start_monitor: bool = True,
+) -> Flask:
+    """The WSGI application.
+
+    ``store`` is a :class:`clickhouse.client.StorePool` or anything with its questions; ``broker`` a
+    :class:`api.broker.Broker`, or None to do without writing and live tails. Neither needs to be reachable.
+    """
+    registry = registry or CollectorRegistry()
+    health = health or Health("telemetry-api", __version__)
+    app = Flask("api", static_folder=None)
+    app.json = _OrjsonProvider(app)
+    app.config.update(configuration(settings))
+    app.url_map.strict_slashes = True
+    if settings.trusted_proxies:
+        hops = settings.trusted_proxies
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops, x_prefix=hops)  # type: ignore[method-assign]
+
+    keys = Keys.load(settings.keys_file) if settings.keys_file else None
+    monitor = Monitor(
+        store_stats=lambda: totals.pipeline(store),
+        broker_stats=broker.stats if broker is not None else lambda: None,
+        topic=settings.topic,
+        group=settings.group,
+    )
+    app.extensions.update(settings=settings, store=store, broker=broker, monitor=monitor, directory=Directory(store))
+
+    # after_request hooks run in reverse order: compression sees what everything below has finished.
+    Compress(app)
+    middleware.install(app, settings, registry, keys)
+    install_limits(app, settings)
+    if settings.cors_origins:
+        CORS(app, origins=list(settings.cors_origins), expose_headers=list(EXPOSED_HEADERS), max_age=600)
+    AnswerCache(settings, registry).init_app(app)
+
+    api = ProblemApi(app)
+    for blueprint in BLUEPRINTS:
+        api.register_blueprint(blueprint)
+    app.register_blueprint(documents.blueprint)
+    pages.install(app, registry, health)
+
+    health.add("store", monitor.check_store)
+    health.add("broker", monitor.check_broker)
+    health.add("collectors", monitor.check_collectors)
+    if start_monitor:
+        monitor.start()
+    return app

@@ -1,0 +1,34 @@
+"""What views reach for: the parts that ``create_app`` was given, and the limits of a query."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import current_app
+
+from api.directory import Directory
+from api.settings import Settings
+
+
+def settings() -> Settings:
+    found: Settings = current_app.extensions["settings"]
+    return found
+
+
+def store() -> Any:
+    return current_app.extensions["store"]
+
+
+def directory() -> Directory:
+    found: Directory = current_app.extensions["directory"]
+    return found
+
+
+def query_limits(*, seconds: float | None = None) -> dict[str, Any]:
+    """Settings that go with a query: how long it may run and how many rows it may read before it is refused."""
+    configured = settings()
+    return {
+        "max_execution_time": max(1, round(seconds or configured.query_seconds_max)),
+        "max_rows_to_read": configured.scan_rows_max,
+        "read_overflow_mode": "throw",
+    }

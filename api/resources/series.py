@@ -1,0 +1,114 @@
+"""Series of one GPU, for charts."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from flask import Response, jsonify
+from flask.views import MethodView
+from flask_smorest import Blueprint
+
+from api import context
+from api.errors import Problem
+from api.params import SeriesParameters
+from api.resources.telemetry import metric_names
+from api.schemas import SeriesSchema
+from api.times import format_ms
+from clickhouse.queries import series as questions
+from clickhouse.queries.samples import Filter
+from clickhouse.queries.series import Point
+from telemetry.catalogue import CATALOGUE
+
+blueprint = Blueprint("series", __name__, url_prefix="/api/v1", description="Series for charts")
+
+POINTS_MAX: Final = 11_000
+"""Points a series, as Prometheus allows: no chart shows more, and clients are written for it."""
+DEFAULT_RANGE_MS: Final = 3_600_000
+STEPS_MS: Final = (
+    1_000, 2_000, 5_000, 10_000, 15_000, 30_000, 60_000, 120_000, 300_000, 600_000, 900_000, 1_800_000, 3_600_000,
+    7_200_000, 10_800_000, 21_600_000, 43_200_000, 86_400_000, 604_800_000,
+)  # fmt: skip
+"""Steps that people read easily; one is chosen from them when none is asked for."""
+
+
+def chosen_step_ms(range_ms: int, max_points: int) -> int:
+    """The finest readable step with at most ``max_points`` steps in the range."""
+    # One more than divides: a range that begins inside a step touches one step more.
+    return next((s for s in STEPS_MS if range_ms // s + 2 <= max_points), STEPS_MS[-1])
+
+
+@blueprint.route("/gpus/<string:gpu_id>/series")
+class GpuSeries(MethodView):
+    """Series of one GPU."""
+
+    @blueprint.arguments(SeriesParameters, location="query")
+    @blueprint.response(200, SeriesSchema)
+    @blueprint.doc(operationId="getGpuSeries", summary="Series of one GPU for charts")
+    def get(self, query: dict[str, Any], gpu_id: str) -> Response:
+        """One value a step for each metric, with the smallest and largest sample of every step, so that spikes survive.
+
+        Without `step`, single samples are given if there are at most `max_points` of them, else the finest step
+        that keeps within `max_points`. `resolution` tells whether numbers come from raw samples or a rollup.
+        """
+        directory = context.directory()
+        gpu = directory.gpu(gpu_id)
+        end_ms = query.get("end_time") if query.get("end_time") is not None else directory.now_ms()
+        start_ms = query.get("start_time") if query.get("start_time") is not None else max(0, end_ms - DEFAULT_RANGE_MS)
+        if start_ms > end_ms:
+            raise Problem(422, "start_time is after end_time")
+        wanted = Filter((gpu.key,), metric_names(query), start_ms, end_ms)
+        step_ms, resolution, points = answer(wanted, query)
+        by_metric: dict[str, list[Point]] = {name: [] for name in wanted.metrics}
+        for point in points:
+            by_metric[point.metric].append(point)
+        warnings = [f"no samples of {name} in this range" for name, found in by_metric.items() if not found]
+        response = jsonify(
+            gpu_id=gpu_id,
+            start_time=format_ms(start_ms),
+            end_time=format_ms(end_ms),
+            step_seconds=step_ms / 1000,
+            agg=query["agg"],
+            resolution=resolution,
+            downsampled=step_ms > 0,
+            series=[_series(name, found) for name, found in by_metric.items()],
+            warnings=warnings,
+        )
+        response.headers["X-Resolution"] = resolution
+        return response
+
+
+def answer(wanted: Filter, query: dict[str, Any]) -> tuple[int, str, list[Point]]:
+    """(step in ms, resolution, points): what to show for this range."""
+    store, limits = context.store(), context.query_limits()
+    range_ms = (wanted.end_ms or 0) - (wanted.start_ms or 0)
+    step_ms = query.get("step")
+    if step_ms is not None:
+        steps = range_ms // step_ms + 1
+        if steps > POINTS_MAX:
+            least = -(-range_ms // (POINTS_MAX - 1) // 1000) + 1
+            raise Problem(
+                400,
+                f"{steps} points a series are more than {POINTS_MAX}: use a step of at least {least}s or a shorter range",
+            )
+    elif query["agg"] in ("avg", "last", "min", "max"):
+        # Single samples say the same under each of these, and more.
+        found = questions.counts(store, wanted, limits)
+        if max((n for n, _, _ in found.values()), default=0) <= query["max_points"]:
+            return (
+                0,
+                "raw",
+                questions.single(store, wanted, limit=query["max_points"] * len(wanted.metrics), settings=limits),
+            )
+    if step_ms is None:
+        step_ms = chosen_step_ms(range_ms, query["max_points"])
+    return step_ms, "raw", questions.stepped(store, wanted, step_ms=step_ms, agg=query["agg"], settings=limits)
+
+
+def _series(name: str, points: list[Point]) -> dict[str, Any]:
+    metric = CATALOGUE.get(name)
+    return {
+        "metric_name": name,
+        "unit": metric.unit if metric else "",
+        "kind": metric.kind if metric else "gauge",
+        "points": [{"timestamp": format_ms(p.ts_ms), "value": p.value, "min": p.low, "max": p.high} for p in points],
+    }

@@ -1,0 +1,77 @@
+"""The pipeline in numbers: what was sent, stored, refused and given up, how far behind it is, and how fast it runs."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from flask import Response, current_app, jsonify
+from flask.views import MethodView
+from flask_smorest import Blueprint
+
+from api import context
+from api.caching import AnswerCache, cached
+from api.monitor import Monitor
+from api.schemas import GenericSchema
+from api.times import format_ms
+from clickhouse.queries import totals
+
+blueprint = Blueprint("stats", __name__, url_prefix="/api/v1/stats", description="The pipeline in numbers")
+
+
+@blueprint.route("")
+class Stats(MethodView):
+    """Pipeline statistics."""
+
+    @cached(1)
+    @blueprint.response(200, GenericSchema)
+    @blueprint.doc(operationId="getStats", summary="Pipeline statistics")
+    def get(self) -> Response:
+        """Rows `sent` (taken by the broker), `stored`, `rejected` (refused by validation) and `dead` (given up), the lag of
+        the collectors in rows and seconds, rates in rows a second, sizes of the store's tables, and the API's cache.
+
+        Numbers of the broker are null while it is away; without the store this is 503.
+        """
+        monitor: Monitor = current_app.extensions["monitor"]
+        answers: AnswerCache = current_app.extensions["answers"]
+        found = totals.pipeline(context.store())
+        topic = monitor.topic_stats()
+        known = monitor.broker.value is not None
+        now_ms = int(time.time() * 1000)
+        last_ms = found["last_ms"]
+        return jsonify(
+            rows={
+                "sent": topic.get("rows", 0) if known else None,
+                "stored": found["samples_rows"],
+                "rejected": found["rejects_rows"],
+                "dead": topic.get("dead", 0) if known else None,
+            },
+            lag={
+                "rows": _lag_rows(topic) if known else None,
+                "seconds": topic.get("oldest_age_seconds", 0.0) if known else None,
+                "newest_sample_age_seconds": round((now_ms - last_ms) / 1000, 3) if last_ms is not None else None,
+            },
+            rates={"rows_per_second": topic.get("throughput_rows_per_sec", 0.0) if known else None},
+            broker={
+                "reachable": known,
+                "subscribers": topic.get("subscribers", 0) if known else None,
+                "in_flight": topic.get("in_flight", 0) if known else None,
+                "topics": (monitor.broker.value or {}).get("topics", {}) if known else None,
+            },
+            store={
+                "oldest": format_ms(found["first_ms"]) if found["first_ms"] is not None else None,
+                "newest": format_ms(last_ms) if last_ms is not None else None,
+                "bytes_on_disk": sum(table["bytes_on_disk"] for table in found["tables"].values()),
+                "tables": found["tables"],
+            },
+            rejected_by_reason=totals.reject_reasons(context.store()),
+            cache={"hits": answers.hits, "misses": answers.misses},
+            timestamp=format_ms(now_ms),
+        )
+
+
+def _lag_rows(topic: dict[str, Any]) -> Any:
+    for name in ("lag_rows", "backlog_rows", "in_flight"):
+        if name in topic:
+            return topic[name]
+    return 0

@@ -1,0 +1,95 @@
+"""Series for charts: one value a step, with the extremes of what each point stands for."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+from clickhouse.queries.inventory import Reader
+from clickhouse.queries.samples import Filter
+
+AGGREGATES: Final = {
+    "avg": "avg(value)",
+    "min": "min(value)",
+    "max": "max(value)",
+    "sum": "sum(value)",
+    "count": "toFloat64(count())",
+    "last": "argMax(value, ts)",
+    "p50": "quantileExact(0.5)(value)",
+    "p95": "quantileExact(0.95)(value)",
+    "p99": "quantileExact(0.99)(value)",
+}
+"""How the samples of a step become one value, by name. ``rate`` is a question of its own."""
+
+
+class Point(NamedTuple):
+    """``ts_ms`` is the start of the step, or the sample's own time."""
+
+    metric: str
+    ts_ms: int
+    value: float
+    low: float
+    high: float
+
+
+def counts(store: Reader, wanted: Filter, settings: Any = None) -> dict[str, tuple[int, int, int]]:
+    """metric -> (samples, first, last time in ms) within the range."""
+    where, params = wanted.where()
+    sql = (
+        "SELECT metric, count(), toUnixTimestamp64Milli(min(ts)), toUnixTimestamp64Milli(max(ts)) "
+        f"FROM samples WHERE {where} GROUP BY metric"
+    )
+    return {str(m): (int(n), int(a), int(b)) for m, n, a, b in store.query(sql, params, settings)}
+
+
+def single(store: Reader, wanted: Filter, *, limit: int, settings: Any = None) -> list[Point]:
+    """Every sample, by metric and time, ``limit`` of them at most."""
+    where, params = wanted.where()
+    sql = (
+        "SELECT metric, toUnixTimestamp64Milli(ts) AS t, value FROM samples "
+        f"WHERE {where} ORDER BY metric, ts, value LIMIT {limit:d}"
+    )
+    return [Point(str(m), int(t), float(v), float(v), float(v)) for m, t, v in store.query(sql, params, settings)]
+
+
+def stepped(store: Reader, wanted: Filter, *, step_ms: int, agg: str, settings: Any = None) -> list[Point]:
+    """One point a step that holds samples, by metric and time. Steps are aligned to the epoch."""
+    where, params = wanted.where()
+    params["step"] = step_ms
+    bucket = "intDiv(toUnixTimestamp64Milli(ts), {step:Int64}) * {step:Int64}"
+    if agg == "rate":
+        # As Prometheus counts: a fall is a reset, after which the counter began again at 0.
+        sql = (
+            "SELECT metric, t, sum(if(step_up < 0, value, step_up)) * 1000 / {step:Int64}, min(value), max(value) "
+            f"FROM (SELECT metric, {bucket} AS t, value, value - lagInFrame(value, 1, value) OVER "
+            "(PARTITION BY metric ORDER BY ts ROWS BETWEEN 1 PRECEDING AND CURRENT ROW) AS step_up "
+            f"FROM samples WHERE {where}) GROUP BY metric, t ORDER BY metric, t"
+        )
+    else:
+        sql = (
+            f"SELECT metric, {bucket} AS t, {AGGREGATES[agg]}, min(value), max(value) "
+            f"FROM samples WHERE {where} GROUP BY metric, t ORDER BY metric, t"
+        )
+    return _points(store.query(sql, params, settings))
+
+
+def largest_triangles(store: Reader, wanted: Filter, *, points: int, settings: Any = None) -> list[Point]:
+    """``points`` samples a metric that keep the curve's shape (LTTB), with the extremes of their share of the range.
+
+    Two passes over the same rows: the shape, and the extremes of as many equal parts of the range.
+    """
+    where, params = wanted.where()
+    share = max(1, ((wanted.end_ms or 0) - (wanted.start_ms or 0) + 1) // points)
+    params["share"] = share
+    sql = (
+        f"SELECT s.metric, s.t, s.v, e.low, e.high FROM (SELECT metric, toUnixTimestamp64Milli(p.1) AS t, p.2 AS v, "
+        "intDiv(t, {share:Int64}) AS part FROM (SELECT metric, "
+        f"lttb({points:d})(ts, value) AS curve FROM samples WHERE {where} GROUP BY metric) ARRAY JOIN curve AS p) AS s "
+        "LEFT JOIN (SELECT metric, intDiv(toUnixTimestamp64Milli(ts), {share:Int64}) AS part, min(value) AS low, "
+        f"max(value) AS high FROM samples WHERE {where} GROUP BY metric, part) AS e "
+        "ON s.metric = e.metric AND s.part = e.part ORDER BY s.metric, s.t"
+    )
+    return _points(store.query(sql, params, settings))
+
+
+def _points(rows: list[tuple[Any, ...]]) -> list[Point]:
+    return [Point(str(m), int(t), float(v), float(low), float(high)) for m, t, v, low, high in rows]
