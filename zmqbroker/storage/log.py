@@ -29,7 +29,7 @@ import numpy as np
 
 from zmqbroker.errors import DiskFull, LogStopped
 from zmqbroker.storage.active import ActiveSegment
-from zmqbroker.storage.filesystem import Filesystem, OsFilesystem
+from zmqbroker.storage.filesystem import Filesystem, OsFilesystem, is_full
 from zmqbroker.storage.identity import claim_identity
 from zmqbroker.storage.index import EMPTY, Columns, IndexCache, index_headers
 from zmqbroker.storage.interface import (
@@ -47,7 +47,7 @@ from zmqbroker.storage.interface import (
 )
 from zmqbroker.storage.opening import open_log
 from zmqbroker.storage.record import FLAG_CLEAN
-from zmqbroker.storage.recovery import scan
+from zmqbroker.storage.recovery import interpret, scan
 from zmqbroker.storage.segment import PAGE_BYTES, Segment, pack_snapshot, read_index, read_records, write_footer
 from zmqbroker.storage.spare import SpareSegments, helper_thread, reserve_bytes
 
@@ -105,6 +105,8 @@ class DiskLog(TopicLog):
         self._lock = threading.RLock()
         self._state: tuple[tuple[_Sealed, ...], ActiveSegment] | None = None
         self._gaps: dict[tuple[int, int], Gap] = {}
+        self._news: dict[tuple[int, int], Gap] = {}
+        """Gaps found since the log was opened that no GAP record tells yet; reads hand them out until one does."""
         self._stopped: str | None = None
         self._full = False
         self._full_until = 0.0
@@ -115,7 +117,12 @@ class DiskLog(TopicLog):
         if self._state is not None:
             raise RuntimeError("recover() was called before")
         first_limit = min(self._segment_bytes, FIRST_SEGMENT_BYTES)
-        found = open_log(self._filesystem, self.directory, self.partitions, self._spares, first_limit)
+        try:
+            found = open_log(self._filesystem, self.directory, self.partitions, self._spares, first_limit)
+        except OSError as error:
+            if is_full(error):
+                raise DiskFull(f"no space to open the log {self.directory}: free some, then start again") from error
+            raise
         sealed = tuple(
             _Sealed(self._filesystem, self.directory, part.head, part.summary, part.size) for part in found.sealed
         )
@@ -189,6 +196,7 @@ class DiskLog(TopicLog):
                     self._full = False
                 for gap in encoded.gaps:
                     self._gaps[gap.partition, gap.first] = gap
+                    self._news.pop((gap.partition, gap.first), None)
                 if active.end * 2 >= active.head.limit and self._clock() >= self._full_until:
                     self._spares.prepare(active.number + 1, self._next_limit(active))
                 seconds = self._sync(active) if sync else 0.0
@@ -303,6 +311,11 @@ class DiskLog(TopicLog):
             columns = self._index(segment).get(partition)
             self._read_part(segment, columns, partition, first, last, parts, payloads, gaps)
         self._read_part(active, active.columns(partition), partition, first, last, parts, payloads, gaps)
+        if self._news:
+            news = [
+                g for g in list(self._news.values()) if g.partition == partition and g.first <= last and g.last >= first
+            ]
+            gaps += [gap for gap in news if gap not in gaps]
         if not parts:
             return Chunk(np.empty(0, dtype=RECORD), b"", tuple(gaps))
         return Chunk(np.concatenate(parts) if len(parts) > 1 else parts[0], b"".join(payloads), tuple(gaps))
@@ -420,11 +433,18 @@ class DiskLog(TopicLog):
             with self._filesystem.open(segment.path) as file:
                 columns = read_index(file, segment.head)
                 if columns is None:
-                    log.warning("a footer is damaged; its segment is scanned: %s", segment.path)
-                    columns = index_headers(scan(file.read(0, file.size()), segment.head.seed, sealed=True).headers)
+                    columns = self._scan_sealed(segment, file.read(0, file.size()))
         except FileNotFoundError:
             columns = {}
         return {p: columns.get(p, EMPTY) for p in segment.summary.partitions}
+
+    def _scan_sealed(self, segment: _Sealed, data: bytes) -> dict[int, Columns]:
+        """The index of a segment whose footer is damaged; what else is damaged there is news to be told by reads."""
+        log.warning("a footer is damaged; its segment is scanned: %s", segment.path)
+        found = scan(data, segment.head.seed, sealed=True)
+        for gap in interpret(data, found, [], self.partitions, then=segment.summary.next_offsets).gaps:
+            self._news[gap.partition, gap.first] = gap
+        return index_headers(found.headers)
 
 
 def _overlapping(sealed: tuple[_Sealed, ...], partition: int, first: int, last: int) -> Iterator[_Sealed]:

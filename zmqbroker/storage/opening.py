@@ -37,7 +37,7 @@ from zmqbroker.storage.segment import (
     unpack_snapshot,
     write_footer,
 )
-from zmqbroker.storage.spare import PREPARING, SpareSegments, reserve_bytes
+from zmqbroker.storage.spare import PREPARING, SpareSegments, file_bytes, reserve_bytes
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +86,10 @@ class _Opening:
         self._partitions = partitions
         self._gaps: dict[tuple[int, int], Gap] = {}
         self._journal_damaged = False
+        self._set_aside: list[tuple[int, int]] = []
+        """(number, size) of files whose head is damaged."""
         self._lost_bytes = 0
-        """Of files at the end of the log that cannot be read at all."""
+        """Of files at the end of the log that cannot be read at all, or are gone."""
 
     def run(self, spares: SpareSegments, first_limit: int) -> Opened:
         heads, top = self._heads()
@@ -158,10 +160,9 @@ class _Opening:
                 log.error("the head of a segment is damaged; the file is set aside: %s", path)
                 self._filesystem.rename(path, f"{self._directory}/{stem}.bad")
                 self._journal_damaged = True
-                self._lost_bytes += size
+                self._set_aside.append((int(stem), size))
             else:
                 heads.append(head)
-                self._lost_bytes = 0  # what came before is bounded by what this one knows
         return heads, top
 
     def _find_active(self, heads: list[SegmentHead]) -> _Active | None:
@@ -170,13 +171,17 @@ class _Opening:
             head = heads[-1]
             with self._filesystem.open(self._path(head)) as file:
                 data = file.read(0, file.size())
-                has_footer = read_summary(file, head) is not None
             found = scan(data, head.seed, sealed=False)
             if len(found.headers) or found.damaged or len(found.bad_payloads):
-                # Only a log whose later files are lost ends with a sealed file: it is not written again.
-                return None if has_footer and self._lost_bytes else _Active(head, found, data)
+                self._lost_bytes += sum(size for number, size in self._set_aside if number > head.number)
+                # What follows it is lost, so it is not the one that was written last: it is not written again.
+                return None if self._lost_bytes else _Active(head, found, data)
             self._filesystem.remove(self._path(head))
             heads.pop()
+            before = {h.number for h in heads} | {number for number, _ in self._set_aside}
+            if head.number - 1 not in before and head.number > 0:
+                self._lost_bytes += file_bytes(head.limit)  # it was prepared to follow a file that is gone
+        self._lost_bytes += sum(size for _, size in self._set_aside)
         return None
 
     def _sealed(self, heads: list[SegmentHead], active: _Active | None) -> list[SealedFound]:
