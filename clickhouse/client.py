@@ -307,7 +307,8 @@ class StoreConnection(_Reader):
         if token:
             arguments["insert_deduplication_token"] = token
         arguments.update(settings or {})
-        arguments["query_id"] = query_id or str(uuid.uuid4())
+        # Twice: the embedded engine keeps ids of its own, and every server shows log_comment (see running()).
+        arguments["query_id"] = arguments["log_comment"] = query_id or str(uuid.uuid4())
         compression = None
         body: Any = memoryview(native_block)
         if self.address.compression == "lz4":
@@ -340,6 +341,15 @@ class StoreConnection(_Reader):
             "SELECT name, value FROM system.settings WHERE name IN {names:Array(String)}", {"names": names}, sent
         )
         return {str(name): str(value) for name, value in rows}
+
+    def running(self, prefix: str) -> list[str]:
+        """Query ids of the inserts under way on this server that begin with ``prefix``."""
+        rows = self.query(
+            "SELECT DISTINCT Settings['log_comment'] FROM system.processes "
+            "WHERE query_kind = 'Insert' AND startsWith(Settings['log_comment'], {prefix:String})",
+            {"prefix": prefix},
+        )
+        return [str(row[0]) for row in rows]
 
     def kill(self, query_id: str) -> bool:
         """Fence an older insert (R14): returns when it is dead; True if there was one to kill."""

@@ -17,7 +17,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -64,6 +64,19 @@ class Running(NamedTuple):
     user: str
     started: float
     is_insert: bool
+
+
+class Ticket:
+    """An announced query: from the moment that its first line was read, before its body came."""
+
+    def __init__(self, query_id: str) -> None:
+        self.query_id = query_id
+        self.killed = False
+
+    def check(self) -> None:
+        """Raise :class:`EngineError` 394 once somebody has killed the query."""
+        if self.killed:
+            raise EngineError.of(394, "QUERY_WAS_CANCELLED", "Query was cancelled before its body was whole")
 
 
 class DataDirectory:
@@ -145,20 +158,42 @@ class Handle:
             with suppress(Exception):
                 result.cancel()
 
-    def insert(self, sql: str, input_format: str, data: bytes) -> Any:
-        """Insert a whole body; nothing of it stays if it cannot be read."""
+    def insert(
+        self,
+        sql: str,
+        input_format: str,
+        data: bytes | memoryview,
+        settings: str = "",
+        params: Mapping[str, str] | None = None,
+    ) -> Any:
+        """Insert a whole body. ``sql`` ends before the clauses ``settings`` and FORMAT. Raises :class:`EngineError`.
+
+        The bytes go through a file in memory and the engine's own INFILE. Its streaming insert would spare that
+        copy, but it answers "done" for an insert that was killed, timed out or refused with "too many parts"
+        (chDB 26.9; docs/adr/0011-embedded-inserts.md): rows would be acknowledged that are not there.
+        """
+        descriptor = os.memfd_create("insert", os.MFD_CLOEXEC)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            text = f"{sql} FROM INFILE '/proc/self/fd/{descriptor}' {settings} FORMAT {input_format}"
+            return self.run(text, params=params)
+        finally:
+            os.close(descriptor)
+
+    def announce_insert(self, sql: str, input_format: str) -> Callable[[], None]:
+        """Let an insert whose body is still on its way be seen in system.processes; the answer ends that."""
         try:
             inserter = self.chdb.send_insert(sql, input_format)
         except Exception as e:
             raise EngineError(str(e)) from None
-        try:
-            if data:
-                inserter.append(data)
-            return inserter.finish()
-        except Exception as e:
+
+        def end() -> None:
             with suppress(Exception):
                 inserter.cancel()
-            raise EngineError(str(e)) from None
+
+        return end
 
     def on_progress(self, tell: Any) -> None:
         self.chdb.set_progress_callback(tell)
@@ -181,6 +216,7 @@ class Engine:
         shutil.rmtree(data.sub("store") / "tmp", ignore_errors=True)
         self._lock = threading.Lock()
         self._running: dict[str, Running] = {}
+        self._tickets: set[Ticket] = set()
         self._idle = threading.Condition(self._lock)
         self._closing = False
         try:
@@ -205,6 +241,37 @@ class Engine:
             yield handle
         finally:
             handle.close()
+
+    @contextmanager
+    def ticket(self, query_id: str) -> Iterator[Ticket]:
+        """Announce a query, so that a KILL reaches it even before it runs (R14)."""
+        ticket = Ticket(query_id)
+        with self._lock:
+            self._tickets.add(ticket)
+        try:
+            yield ticket
+        finally:
+            with self._lock:
+                self._tickets.discard(ticket)
+                self._idle.notify_all()
+
+    def kill_announced(self, query_ids: set[str], wait_seconds: float) -> None:
+        """Kill announced queries, and return when they are over: those that run are the engine's to kill."""
+        with self._lock:
+            named = {ticket for ticket in self._tickets if ticket.query_id in query_ids}
+            for ticket in named:
+                ticket.killed = True
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            with self._lock:
+                left = named & self._tickets
+                if not left or time.monotonic() > deadline:
+                    return
+            for query_id in {ticket.query_id for ticket in left}:
+                self.kill(query_id)
+            with self._lock:
+                if named & self._tickets:
+                    self._idle.wait(0.05)
 
     @contextmanager
     def running(self, query_id: str, user: str, is_insert: bool) -> Iterator[None]:

@@ -11,7 +11,7 @@ from clickhouse.embedded.engine import Engine, EngineError, Handle, quoted_name
 from clickhouse.embedded.request import Request
 from clickhouse.embedded.response import Response
 from clickhouse.embedded.sessions import TIMEOUT_SECONDS, Sessions
-from clickhouse.embedded.statement import INSERT, Statement, without_query_id
+from clickhouse.embedded.statement import INSERT, Statement, StatementError, cut, literals, without_query_id
 from clickhouse.embedded.users import User
 
 _SECONDS_MAX: Final = 24 * 3600
@@ -31,7 +31,28 @@ class Executor:
                 if statement.data is not None:
                     return _insert(handle, request, statement, response)
                 _select(handle, request, statement, response)
-                return 0
+        if statement.verb == "KILL" and "SYNC" in statement.sql.upper():
+            named = literals(statement.sql) | set(request.bound.values())
+            self._engine.kill_announced(named - {query_id}, self._engine.limits.execution_seconds)
+        return 0
+
+    @contextmanager
+    def announced(self, request: Request, user: User, query_id: str) -> Iterator[None]:
+        """Show an insert in system.processes while its body is on its way, where its statement stands in the URL."""
+        try:
+            statement = cut(request.params.get("query", "").encode())
+        except StatementError:
+            statement = None
+        if statement is None or statement.data is None or request.params.get("session_id"):
+            yield
+            return
+        with self._handle(request, user) as handle:
+            with self._prepared(handle, request, statement, user, query_id):
+                end = handle.announce_insert(statement.sql, statement.format)
+                try:
+                    yield
+                finally:
+                    end()
 
     @contextmanager
     def _handle(self, request: Request, user: User) -> Iterator[Handle]:
@@ -51,8 +72,6 @@ class Executor:
         """Database and settings of this request; a session gets its own back afterwards."""
         in_session = bool(request.params.get("session_id"))
         settings = {**self._bounds(request, statement), "log_comment": query_id}
-        if statement.data is not None and request.bound:
-            settings |= {f"param_{name}": value for name, value in request.bound.items()}
         before = self._values(handle, settings) if in_session and not statement.changes_session else {}
         database = request.params.get("database") or request.headers.get("X-ClickHouse-Database", "")
         if database:
@@ -99,23 +118,21 @@ class Executor:
 
 def _insert(handle: Handle, request: Request, statement: Statement, response: Response) -> int:
     assert statement.data is not None
-    # The whole bytes object where the data is all of it: a slice of 10 MB is a copy of 10 MB.
-    whole = statement.data.obj
-    data = whole if isinstance(whole, bytes) and len(whole) == len(statement.data) else bytes(statement.data)
-    result = handle.insert(statement.sql, statement.format, data)
+    result = handle.insert(statement.sql, statement.format, statement.data, statement.settings, request.bound)
+    rows, size = result.rows_written(), result.bytes_written()
     response.summary(
         {
-            "read_rows": result.rows_written,
-            "read_bytes": len(data),
-            "written_rows": result.rows_written,
-            "written_bytes": result.bytes_written,
-            "result_rows": result.rows_written,
-            "result_bytes": result.bytes_written,
-            "elapsed_ns": round(result.elapsed * 1e9),
+            "read_rows": rows,
+            "read_bytes": len(statement.data),
+            "written_rows": rows,
+            "written_bytes": size,
+            "result_rows": rows,
+            "result_bytes": size,
+            "elapsed_ns": round(result.elapsed() * 1e9),
         }
     )
     response.headers["Content-Type"] = "text/plain; charset=UTF-8"
-    return int(result.rows_written)
+    return int(rows)
 
 
 def _select(handle: Handle, request: Request, statement: Statement, response: Response) -> None:

@@ -86,7 +86,10 @@ def parse_target(target: str) -> tuple[str, dict[str, str]]:
 
 
 def read_body(source: BinaryIO, headers: Mapping[str, str], bytes_max: int, deadline: float) -> bytes:
-    """The whole body. Raises :class:`BodyCut`, or :class:`EngineError` if it is longer than ``bytes_max``."""
+    """The whole body. Raises :class:`BodyCut`, or :class:`EngineError` if it is longer than ``bytes_max``.
+
+    It blocks for as long as the client takes; :class:`clickhouse.embedded.watch.Watcher` ends that by the deadline.
+    """
     if "chunked" in headers.get("Transfer-Encoding", "").lower():
         body = _read_chunked(source, bytes_max)
     else:
@@ -113,9 +116,8 @@ def _read_chunked(source: BinaryIO, bytes_max: int) -> bytes:
     parts: list[bytes] = []
     total = 0
     while True:
-        line = source.readline(1026)
         try:
-            size = int(line.split(b";")[0], 16)
+            size = int(source.readline(1026).split(b";")[0], 16)
         except ValueError:
             raise BodyCut("a chunk's size is missing") from None
         if size == 0:

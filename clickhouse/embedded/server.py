@@ -8,32 +8,33 @@ from __future__ import annotations
 
 import io
 import logging
-import select
 import socket
 import socketserver
 import threading
 import time
 import uuid
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from http.server import BaseHTTPRequestHandler
 from typing import Any, Final
 from wsgiref.types import WSGIApplication
 
-from clickhouse.embedded.engine import Engine, EngineError
+from clickhouse.embedded.engine import Engine, EngineError, Ticket
 from clickhouse.embedded.execute import Executor
 from clickhouse.embedded.request import BodyCut, Request, decode, parse_target, read_body, statement
 from clickhouse.embedded.response import Response
 from clickhouse.embedded.sessions import Sessions
 from clickhouse.embedded.statement import INSERT, StatementError
-from clickhouse.embedded.users import Users
+from clickhouse.embedded.users import User, Users
+from clickhouse.embedded.watch import Watcher
 
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX: Final = 1024
 IDLE_SECONDS: Final = 60
 """Keep-alive of an idle connection, and the longest silence within a request."""
+_QUERY_PATHS: Final = ("/", "/query")
+_PING_PATHS: Final = ("/ping", "/replicas_status")
 _OWN_PAGES: Final = ("/health", "/healthz", "/readyz", "/metrics")
-_WATCH_SECONDS: Final = 0.2
 
 
 class Counters:
@@ -53,51 +54,6 @@ class Counters:
         with self._lock:
             for name, amount in amounts.items():
                 setattr(self, name, getattr(self, name) + amount)
-
-
-class Watcher:
-    """Cancels queries whose client has hung up."""
-
-    def __init__(self, engine: Engine, counters: Counters) -> None:
-        self._engine = engine
-        self._counters = counters
-        self._lock = threading.Lock()
-        self._watched: dict[int, str] = {}
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="client-watch", daemon=True)
-        self._thread.start()
-
-    def watch(self, sock: socket.socket, query_id: str) -> None:
-        with self._lock:
-            self._watched[sock.fileno()] = query_id
-
-    def unwatch(self, sock: socket.socket) -> None:
-        with self._lock:
-            self._watched.pop(sock.fileno(), None)
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self._thread.join(2)
-
-    def _run(self) -> None:
-        while not self._stopped.wait(_WATCH_SECONDS):
-            with self._lock:
-                watched = dict(self._watched)
-            if not watched:
-                continue
-            poll = select.poll()
-            for descriptor in watched:
-                poll.register(descriptor, select.POLLRDHUP)
-            for descriptor, events in poll.poll(0):
-                if events & (select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL):
-                    with self._lock:
-                        query_id = self._watched.get(descriptor)
-                        if query_id != watched[descriptor]:
-                            continue
-                        del self._watched[descriptor]
-                    log.info("cancelled: its client hung up", extra={"query_id": query_id})
-                    self._counters.add(queries_cancelled=1)
-                    self._engine.kill(query_id)
 
 
 class StoreServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
@@ -122,7 +78,7 @@ class StoreServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.sessions = Sessions(engine)
         self.executor = Executor(engine, self.sessions)
         self.counters = Counters()
-        self.watcher = Watcher(engine, self.counters)
+        self.watcher = Watcher(self._hung_up)
         self.body_bytes_max = body_bytes_max
         self.own_pages = own_pages
         host, port = sock.getsockname()[:2]
@@ -134,6 +90,10 @@ class StoreServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     def start(self) -> None:
         self._thread.start()
+
+    def _hung_up(self, query_id: str) -> None:
+        self.counters.add(queries_cancelled=1)
+        self.engine.kill(query_id)
 
     def stop(self, drain_seconds: float) -> int:
         """Stop accepting, let queries finish, close. Returns how many queries had to be killed."""
@@ -177,6 +137,12 @@ class StoreServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         log.exception("a connection's thread failed", extra={"client": str(client_address)})
 
 
+def _is_query(request: Request) -> bool:
+    if request.method in ("GET", "HEAD") and "query" not in request.params:
+        return request.path == "/query"
+    return request.path in _QUERY_PATHS and request.method != "OPTIONS"
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: StoreServer
     protocol_version = "HTTP/1.1"
@@ -214,80 +180,104 @@ class _Handler(BaseHTTPRequestHandler):
             "X-ClickHouse-Timezone": engine.timezone,
             "Keep-Alive": f"timeout={IDLE_SECONDS}",
         }
-        try:
-            body = read_body(
-                self.rfile, self.headers, server.body_bytes_max, received + engine.limits.execution_seconds
-            )
-        except (BodyCut, ConnectionError, TimeoutError) as e:
-            # Nothing of it is used, and what comes next on this connection has no meaning.
-            server.counters.add(bodies_refused=1)
-            log.warning("refused a body that did not come whole", extra={"query_id": query_id, "reason": str(e)})
-            response.close_connection = self.close_connection = True
-            with suppress(OSError):
-                response.fail(EngineError.of(3, "UNEXPECTED_END_OF_FILE", f"The body did not come whole: {e}"))
-            return
-        except EngineError as e:
-            response.close_connection = self.close_connection = True
-            response.fail(e)
-            return
-        try:
-            if self._page(request, response):
-                return
-            self._query(request, body, query_id, response)
-        except (EngineError, StatementError) as e:
-            server.counters.add(errors=1)
-            response.fail(e if isinstance(e, EngineError) else EngineError(str(e)))
-        except OSError as e:
-            log.info("the client left", extra={"query_id": query_id, "reason": str(e)})
-            self.close_connection = True
-        except Exception as e:
-            server.counters.add(errors=1)
-            log.exception("a request failed here", extra={"query_id": query_id})
-            response.fail(EngineError.of(1001, "STD_EXCEPTION", f"The server failed: {e!r}"))
-        finally:
-            response.discard()
-            if response.close_connection:
-                self.close_connection = True
+        with engine.ticket(query_id) as ticket:
+            try:
+                self._serve(request, ticket, response)
+            except BodyCut as e:
+                # Nothing of it is used, and what comes next on this connection has no meaning.
+                server.counters.add(bodies_refused=1)
+                log.warning("refused a body that did not come whole", extra={"query_id": query_id, "reason": str(e)})
+                response.close_connection = True
+                with suppress(OSError):
+                    response.fail(EngineError.of(3, "UNEXPECTED_END_OF_FILE", f"The body did not come whole: {e}"))
+            except (EngineError, StatementError) as e:
+                server.counters.add(errors=1)
+                response.fail(e if isinstance(e, EngineError) else EngineError(str(e)))
+            except OSError as e:
+                log.info("the client left", extra={"query_id": query_id, "reason": str(e)})
+                response.close_connection = True
+            except Exception as e:
+                server.counters.add(errors=1)
+                log.exception("a request failed here", extra={"query_id": query_id})
+                response.fail(EngineError.of(1001, "STD_EXCEPTION", f"The server failed: {e!r}"))
+            finally:
+                response.discard()
+                if response.close_connection:
+                    self.close_connection = True
 
-    def _query(self, request: Request, body: bytes, query_id: str, response: Response) -> None:
+    def _serve(self, request: Request, ticket: Ticket, response: Response) -> None:
         server = self.server
-        user = server.users.authenticate(self.headers, request.params)  # type: ignore[arg-type]
+        if not _is_query(request):
+            # Pages take no body: one that comes would be taken for the next request.
+            response.close_connection = response.close_connection or self._has_body()
+            self._page(request, response)
+            return
+        try:
+            user = server.users.authenticate(self.headers, request.params)  # type: ignore[arg-type]
+        except EngineError:
+            # Whoever is not known gets no memory for a body.
+            response.close_connection = self._has_body()
+            raise
+        body = self._body(request, ticket, response, user) if self._has_body() else b""
+        ticket.check()
+        self._query(request, body, user, ticket, response)
+
+    def _has_body(self) -> bool:
+        return self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers
+
+    def _body(self, request: Request, ticket: Ticket, response: Response, user: User) -> bytes:
+        server = self.server
+        deadline = request.received + server.engine.limits.execution_seconds
+        with ExitStack() as shown:
+            server.watcher.watch_body(
+                ticket,
+                self.connection,
+                deadline,
+                lambda: shown.enter_context(server.executor.announced(request, user, ticket.query_id)),
+            )
+            try:
+                return read_body(self.rfile, self.headers, server.body_bytes_max, deadline)
+            except (ConnectionError, TimeoutError) as e:
+                raise BodyCut(str(e)) from None
+            except EngineError:
+                response.close_connection = True
+                raise
+            finally:
+                server.watcher.unwatch_body(ticket)
+
+    def _query(self, request: Request, body: bytes, user: User, ticket: Ticket, response: Response) -> None:
+        server = self.server
+        query_id = ticket.query_id
         decode(request, body, server.body_bytes_max)
         found = statement(request)
         is_insert = found.verb == INSERT
         cancels = not is_insert and request.switch("cancel_http_readonly_queries_on_client_close", default=True)
         with server.engine.running(query_id, user.name, is_insert):
             if cancels:
-                server.watcher.watch(self.connection, query_id)
+                server.watcher.watch_query(self.connection, query_id)
             try:
+                ticket.check()
                 rows = server.executor.run(request, found, user, query_id, response)
             finally:
                 if cancels:
-                    server.watcher.unwatch(self.connection)
+                    server.watcher.unwatch_query(self.connection)
         server.counters.add(queries=1, inserts=int(is_insert), rows_inserted=rows)
         response.finish()
 
-    def _page(self, request: Request, response: Response) -> bool:
-        """Answers that are no queries. True if this was one."""
-        if request.path in ("/ping", "/replicas_status") or (
-            request.path == "/" and request.method in ("GET", "HEAD") and "query" not in request.params
-        ):
-            response.headers["Content-Type"] = "text/html; charset=UTF-8"
-            response.write(b"Ok.\n")
-            response.finish()
-            return True
-        if request.path in _OWN_PAGES and self.server.own_pages is not None:
-            self._own_page(request)
-            return True
+    def _page(self, request: Request, response: Response) -> None:
+        """Answers that are no queries."""
         if request.method == "OPTIONS":
             response.headers["Allow"] = "GET, HEAD, POST, PUT, OPTIONS"
             response.finish()
-            return True
-        if request.path not in ("/", "/query"):
-            pages = ", ".join(("/", "/ping", *_OWN_PAGES))
+        elif request.path in ("/", *_PING_PATHS):
+            response.headers["Content-Type"] = "text/html; charset=UTF-8"
+            response.write(b"Ok.\n")
+            response.finish()
+        elif request.path in _OWN_PAGES and self.server.own_pages is not None:
+            self._own_page(request)
+        else:
+            pages = ", ".join(("/", *_PING_PATHS, *_OWN_PAGES))
             response.fail(EngineError.of(60, "UNKNOWN_TABLE", f"There is no handle {request.path}; there are {pages}"))
-            return True
-        return False
 
     def _own_page(self, request: Request) -> None:
         assert self.server.own_pages is not None

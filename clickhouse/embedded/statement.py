@@ -58,6 +58,8 @@ class Statement(NamedTuple):
     data: memoryview | None
     """Bytes to insert; None for everything else, INSERT ... SELECT included."""
     with_totals: bool = False
+    settings: str = ""
+    """INSERT with data: its SETTINGS clause, which stands behind ``sql``."""
 
     @property
     def streams(self) -> bool:
@@ -118,6 +120,14 @@ def cut(body: bytes) -> Statement:
 
 def _cut_insert(body: bytes, first: Token, stream: Iterator[Token]) -> Statement:
     words: list[Token] = []
+    settings: Token | None = None
+
+    def with_data(end: int, name: str, data: memoryview) -> Statement:
+        if settings is None:
+            return Statement(INSERT, _text(body, first.start, end), name, data)
+        clause = _text(body, settings.start, end)
+        return Statement(INSERT, _text(body, first.start, settings.start), name, data, settings=clause)
+
     for token in stream:
         # A table's own name may be any word: what follows INTO [TABLE] is never one of the clauses below.
         is_name = bool(words) and (words[-1].keyword in ("INTO", "TABLE", "FUNCTION") or words[-1].text == b".")
@@ -128,11 +138,11 @@ def _cut_insert(body: bytes, first: Token, stream: Iterator[Token]) -> Statement
             name = next(stream, None)
             if name is None or not name.keyword:
                 raise StatementError(62, "SYNTAX_ERROR", "Syntax error: a format name is missing after FORMAT")
-            return Statement(
-                INSERT, _text(body, first, token.start), name.text.decode(), memoryview(body)[_data_start(body, name) :]
-            )
+            return with_data(token.start, name.text.decode(), memoryview(body)[_data_start(body, name) :])
         if token.keyword == "VALUES":
-            return Statement(INSERT, _text(body, first, token.start), "Values", memoryview(body)[token.end :])
+            return with_data(token.start, "Values", memoryview(body)[token.end :])
+        if token.keyword == "SETTINGS":
+            settings = token
         if token.keyword in ("SELECT", "WITH", "WATCH"):
             rest = list(stream)
             at_end = [i for i, t in enumerate(rest) if t.text == b";" and t.depth <= 0]
@@ -140,17 +150,17 @@ def _cut_insert(body: bytes, first: Token, stream: Iterator[Token]) -> Statement
                 raise StatementError(62, "SYNTAX_ERROR", "Syntax error: Multi-statements are not allowed")
             end = rest[at_end[0]].start if at_end else len(body)
             _no_server_files(rest)
-            return Statement(INSERT, _text(body, first, end), "", None)
+            return Statement(INSERT, _text(body, first.start, end), "", None)
         if token.keyword == "INFILE":
             raise StatementError(48, "NOT_IMPLEMENTED", "INSERT ... FROM INFILE is a client's affair; send the data")
-    text = _text(body, first, len(body)).rstrip("; \n\r\t")
+    text = _text(body, first.start, len(body)).rstrip("; \n\r\t")
     if b"(" in body and any(t.keyword == "SELECT" for t in words):
         return Statement(INSERT, text, "", None)
     return Statement(INSERT, text, "Values", memoryview(b""))
 
 
-def _text(body: bytes, first: Token, end: int) -> str:
-    return body[first.start : end].decode("utf-8", "replace").rstrip()
+def _text(body: bytes, start: int, end: int) -> str:
+    return body[start:end].decode("utf-8", "replace").rstrip()
 
 
 def _data_start(body: bytes, name: Token) -> int:
@@ -186,6 +196,15 @@ def _format_clause(words: list[Token]) -> str:
             if i + 2 == len(words) or after in ("SETTINGS", "INTO"):
                 return words[i + 1].text.decode()
     return ""
+
+
+def literals(sql: str) -> set[str]:
+    """The strings that a statement names."""
+    return {
+        token.text[1:-1].decode().replace("\\'", "'").replace("\\\\", "\\")
+        for token in tokens(sql.encode())
+        if token.text[:1] == b"'"
+    }
 
 
 def without_query_id(sql: str) -> str:
