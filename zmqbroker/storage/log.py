@@ -442,7 +442,7 @@ class DiskLog(TopicLog):
         """The index of a segment whose footer is damaged; what else is damaged there is news to be told by reads."""
         log.warning("a footer is damaged; its segment is scanned: %s", segment.path)
         found = scan(data, segment.head.seed, sealed=True)
-        for gap in interpret(data, found, [], self.partitions, then=segment.summary.next_offsets).gaps:
+        for gap in interpret(data, found, None, self.partitions, then=segment.summary.next_offsets).gaps:
             self._news[gap.partition, gap.first] = gap
         return index_headers(found.headers)
 

@@ -112,7 +112,9 @@ class _Opening:
             opened = self._open_active(head, file, findings.next_offsets, PAGE_BYTES)
         else:
             self._missing_before(active.head, sealed)
-            findings = interpret(active.data, active.found, base, self._partitions)
+            findings = interpret(
+                active.data, active.found, base if sealed or active.head.number == 0 else None, self._partitions
+            )
             file = self._filesystem.open(self._path(active.head))
             torn_bytes = active.found.torn_bytes
             for position in active.found.stale:
@@ -205,7 +207,7 @@ class _Opening:
         """Scan a sealed segment without a footer, or with a damaged one, and give it a new one."""
         data = file.read(0, file.size())
         found = scan(data, head.seed, sealed=True)
-        base = before[-1].summary.next_offsets if before else [0] * self._partitions
+        base = before[-1].summary.next_offsets if before else None
         then = self._preamble(follower) if follower is not None and follower.number == head.number + 1 else None
         findings = interpret(data, found, base, self._partitions, then=then)
         columns = index_headers(found.headers)
@@ -259,7 +261,7 @@ class _Opening:
             with self._filesystem.open(path) as file:
                 data = file.read(0, file.size())
             found = scan(data, segment.head.seed, sealed=True)
-            self._journal_damaged |= interpret(data, found, [], self._partitions).journal_damaged
+            self._journal_damaged |= interpret(data, found, None, self._partitions).journal_damaged
             snapshot, rest = self._after_snapshot(data, found.headers)
             replay.insert(0, _Replay(path, rest))
             if snapshot is not None:

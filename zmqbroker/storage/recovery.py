@@ -13,6 +13,7 @@ both power and a sector of it fail. Such a log ends early, and says so (``torn_b
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -149,65 +150,104 @@ class Findings(NamedTuple):
     journal_damaged: bool
 
 
-def _known(gaps: dict[tuple[int, int], Gap], partition: int, first: int, last: int) -> bool:
-    return any(g.partition == partition and g.first <= first and g.last >= last for g in gaps.values())
-
-
-def interpret(data: bytes, found: Scan, base: list[int], partitions: int, *, then: list[int] | None = None) -> Findings:
+def interpret(
+    data: bytes, found: Scan, base: list[int] | None, partitions: int, *, then: list[int] | None = None
+) -> Findings:
     """Turn damage into gaps and next offsets.
 
-    ``base``: next offsets before this segment. ``then``: next offsets where the following segment begins, if known.
-    Without it, offsets that a damaged range at the end of a partition may have held are never used again (R10): the
-    range could have held one record for every 72 bytes.
+    ``base``: next offsets before this segment, if known. ``then``: next offsets where the following segment begins, if
+    known. Without it, offsets that a damaged range at the end of a partition may have held are never used again (R10).
     """
-    headers = found.headers
-    base = list(base) + [0] * (partitions - len(base))
-    next_offsets = list(base)
-    gaps: dict[tuple[int, int], Gap] = {}
-    bad = found.bad_payloads
-    journal = bool(np.isin(bad["kind"], (KIND_CONTROL, KIND_SNAPSHOT)).any())
+    headers, bad = found.headers, found.bad_payloads
+    gaps = _told(data, headers, bad)
+    known, at_start = _preambles(data, headers, partitions)
+    start = at_start or base
+    used = np.concatenate((headers, bad)) if len(bad) else headers
+    used = used[np.isin(used["kind"], (KIND_DATA, KIND_VOID, KIND_GAP))]
+    used = used[np.argsort(used["position"], kind="stable")]
+    next_offsets = []
+    for partition in range(partitions):
+        mine = used[used["partition"] == partition]
+        first = _at(start, partition)
+        reached = max(first or 0, _at(known, partition) or 0, _top(mine))
+        for lower, upper in _holes(mine, found.damaged, first, _at(then, partition)):
+            _add(gaps, Gap(partition, lower, upper - 1, "records lost to a damaged range of the file"))
+            reached = max(reached, upper)
+        end = _at(then, partition)
+        if end is not None and end > reached:
+            _add(gaps, Gap(partition, reached, end - 1, "records missing at the end of a file"))
+            reached = end
+        next_offsets.append(reached)
+    journal = bool(np.isin(bad["kind"], (KIND_CONTROL, KIND_SNAPSHOT)).any()) or bool(found.damaged)
+    return Findings(list(gaps.values()), next_offsets, journal)
+
+
+def _told(data: bytes, headers: np.ndarray, bad: np.ndarray) -> dict[tuple[int, int], Gap]:
+    """Gaps that need no inference: GAP records, and data whose header stands though its payload does not."""
+    gaps = {}
     for header in np.concatenate((headers[headers["kind"] == KIND_GAP], bad[bad["kind"] == KIND_GAP])):
         begin = int(header["position"]) + HEADER_BYTES
         reason = data[begin : begin + int(header["length"])].decode("utf-8", "replace")
         gap = Gap(int(header["partition"]), int(header["offset"]), int(header["lowest"]), reason)
         gaps[gap.partition, gap.first] = gap
-    for header in headers[np.isin(headers["kind"], (KIND_SNAPSHOT, KIND_OPEN))]:
-        begin = int(header["position"]) + HEADER_BYTES
-        known, _ = unpack_snapshot(data[begin : begin + int(header["length"])])
-        for partition in range(min(partitions, len(known))):
-            next_offsets[partition] = max(next_offsets[partition], known[partition])
-        if int(header["position"]) == PAGE_BYTES:
-            base = list(next_offsets)
     for header in bad[bad["kind"] == KIND_DATA]:
         partition, offset = int(header["partition"]), int(header["offset"])
         gaps.setdefault((partition, offset), Gap(partition, offset, offset, "the payload's checksum does not match"))
-    used = np.concatenate((headers, bad)) if len(bad) else headers
-    used = used[np.isin(used["kind"], (KIND_DATA, KIND_VOID, KIND_GAP))]
-    used = used[np.argsort(used["position"], kind="stable")]
-    for partition in range(partitions):
-        mine = used[used["partition"] == partition]
-        last = np.where(mine["kind"] == KIND_GAP, mine["lowest"], mine["offset"])
-        top = int(last.max()) + 1 if len(mine) else 0
-        for start, end in found.damaged:
-            at = int(mine["position"].searchsorted(start))
-            after = mine["offset"][at:][mine["kind"][at:] != KIND_GAP]
-            room = (end - start) // HEADER_BYTES  # no more records than this can have been there
-            lower = max(base[partition], int(last[:at].max()) + 1 if at else 0)
-            if len(after):
-                upper = int(after[0])
-            elif then is not None:
-                upper = then[partition] if partition < len(then) else lower
-            else:
-                upper = lower + room
-            lower = max(lower, upper - room)
-            if upper > lower and not _known(gaps, partition, lower, upper - 1):
-                gaps[partition, lower] = Gap(partition, lower, upper - 1, "records lost to a damaged range of the file")
-            top = max(top, upper)
-        if then is not None and partition < len(then):
-            reached = max(next_offsets[partition], top)
-            if then[partition] > reached and not _known(gaps, partition, reached, then[partition] - 1):
-                why = "records missing at the end of a file"
-                gaps[partition, reached] = Gap(partition, reached, then[partition] - 1, why)
-            top = max(top, then[partition])
-        next_offsets[partition] = max(next_offsets[partition], top)
-    return Findings(list(gaps.values()), next_offsets, journal or bool(found.damaged))
+    return gaps
+
+
+def _preambles(data: bytes, headers: np.ndarray, partitions: int) -> tuple[list[int], list[int] | None]:
+    """The highest next offsets that any preamble tells, and those of the segment's very first record, if it stands."""
+    known = [0] * partitions
+    at_start = None
+    for header in headers[np.isin(headers["kind"], (KIND_SNAPSHOT, KIND_OPEN))]:
+        begin = int(header["position"]) + HEADER_BYTES
+        told, _ = unpack_snapshot(data[begin : begin + int(header["length"])])
+        known = [max(k, _at(told, partition) or 0) for partition, k in enumerate(known)]
+        if int(header["position"]) == PAGE_BYTES:
+            at_start = list(known)
+    return known, at_start
+
+
+def _holes(
+    mine: np.ndarray, damaged: list[tuple[int, int]], first: int | None, end: int | None
+) -> Iterator[tuple[int, int]]:
+    """Offsets [from, to) of one partition that damaged ranges may have held.
+
+    ``mine``: its records, in file order. ``first``, ``end``: next offsets before and after the segment, if known. Where
+    a bound is not known, a range cannot have held more than one record for every 72 bytes.
+    """
+    last = np.where(mine["kind"] == KIND_GAP, mine["lowest"], mine["offset"])
+    ranges: dict[int, int] = {}  # index of the record that follows -> bytes damaged since the one before
+    for start, stop in damaged:
+        at = int(mine["position"].searchsorted(start))
+        ranges[at] = ranges.get(at, 0) + stop - start
+    for at, size in ranges.items():
+        after = mine["offset"][at:][mine["kind"][at:] != KIND_GAP]
+        upper = int(after[0]) if len(after) else end
+        lower = int(last[:at].max()) + 1 if at else first
+        if lower is None:
+            lower = max(0, (upper or 0) - size // HEADER_BYTES)
+        lower = max(lower, first or 0)
+        if upper is None:
+            upper = lower + size // HEADER_BYTES
+        if upper > lower:
+            yield lower, upper
+
+
+def _top(mine: np.ndarray) -> int:
+    return (
+        max(int(mine["offset"].max()), int(mine["lowest"][mine["kind"] == KIND_GAP].max(initial=0))) + 1
+        if len(mine)
+        else 0
+    )
+
+
+def _at(offsets: list[int] | None, partition: int) -> int | None:
+    return offsets[partition] if offsets is not None and partition < len(offsets) else None
+
+
+def _add(gaps: dict[tuple[int, int], Gap], gap: Gap) -> None:
+    """Unless a gap that is known covers it."""
+    if not any(g.partition == gap.partition and g.first <= gap.first and g.last >= gap.last for g in gaps.values()):
+        gaps[gap.partition, gap.first] = gap
