@@ -248,12 +248,8 @@ class Collector:
     def _abandon(self, delivery: Delivery, end: Abandoned) -> None:
         if end.alarm:
             self._alarm(end.reason, delivery)
-        if end.failure:
-            self._return(delivery, end.reason, "failed", failure=True)
-        else:
-            # The lease is over: the range is another member's, there is nothing to give back.
-            self._log.warning("left a range", extra={**_ids(delivery), "reason": end.reason})
-            self.stats.returned(delivery.range_id, "lease_over")
+        # Where the lease is over this tells a broker that thinks otherwise; it counts from the holder only.
+        self._return(delivery, end.reason, "failed" if end.failure else "lease_over", end.failure)
 
     def _return(self, delivery: Delivery, reason: str, outcome: str, failure: bool = False) -> None:
         self._source.nack(delivery, reason, failure=failure)

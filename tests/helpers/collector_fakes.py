@@ -215,7 +215,7 @@ class ScriptedSource:
             self._out.discard(delivery.range_id)
             delivery.attempt += 1
             delivery.maybe_repeat = True
-            if not failure:
+            if not failure and delivery.range_id not in self.lost:
                 self._ready.append(delivery)
             self._condition.notify_all()
 

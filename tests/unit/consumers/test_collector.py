@@ -118,6 +118,7 @@ def test_r12_nothing_is_sent_for_a_range_whose_lease_is_over():
     assert store.by_batch() == {(7, seq): 20 for seq in (3, 4, 5)}
     assert [delivery.range_id for delivery, *_ in source.acks] == [1]
     assert running.stats.as_dict()["deliveries"]["lease_over"] == 1
+    assert [(delivery.range_id, failure) for delivery, _, failure in source.nacks] == [(0, False)]
 
 
 def test_r15_a_range_over_midnight_is_one_insert_a_day():
