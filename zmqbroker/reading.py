@@ -46,27 +46,29 @@ class LogReader(threading.Thread):
 
     def run(self) -> None:
         while (what := self._asked.get()) is not None:
-            try:
-                if isinstance(what, Read):
-                    chunk = self._logs[what.topic].read(what.partition, what.first, what.last)
-                    self._post([(ev.READ, what, chunk.records.tobytes(), bytes(chunk.body))])
-                elif isinstance(what, CutAsk):
-                    cut = self._logs[what.topic].cut(
-                        what.partition, what.first, what.end, what.max_rows, what.max_bytes
-                    )
-                    self._post([(ev.CUT, what, cut.last, cut.rows, cut.bytes)])
-                elif callable(what):
+            if callable(what):
+                try:
                     what()
-                else:
-                    self._post([self._open(*what)])
-            except BrokerError as e:
-                _log.error("cannot read the log", extra={"what": str(what), "reason": str(e)})
-            except Exception:
-                _log.exception("the log reader failed on %s", what)
+                except Exception:
+                    _log.exception("the log reader failed on %s", what)
+            else:
+                self._post(self.answer(what))
 
-    def _open(self, name: str, config: TopicConfig) -> tuple:
+    def answer(self, what: Read | CutAsk | tuple[str, TopicConfig]) -> list[tuple]:
+        """The events that answer a question; always at least one, so that nothing waits for ever."""
         try:
-            return self._open_topic(name, config)
-        except (BrokerError, OSError) as e:
-            _log.error("cannot open the topic", extra={"topic": name, "reason": str(e)})
-            return (ev.OPEN_FAILED, name, str(e))
+            if isinstance(what, Read):
+                chunk = self._logs[what.topic].read(what.partition, what.first, what.last)
+                return [(ev.READ, what, chunk.records.tobytes(), bytes(chunk.body), chunk.gaps)]
+            if isinstance(what, CutAsk):
+                cut = self._logs[what.topic].cut(what.partition, what.first, what.end, what.max_rows, what.max_bytes)
+                return [(ev.CUT, what, cut.last, cut.rows, cut.bytes)]
+            return [self._open_topic(*what)]
+        except Exception as e:
+            if isinstance(e, BrokerError | OSError):
+                _log.error("the log reader failed", extra={"what": str(what), "reason": str(e)})
+            else:
+                _log.exception("the log reader failed on %s", what)
+            if isinstance(what, Read | CutAsk):
+                return [(ev.FAILED, what)]
+            return [(ev.OPEN_FAILED, what[0], str(e))]

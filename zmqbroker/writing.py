@@ -39,6 +39,9 @@ class LogWriter(threading.Thread):
         self._logs: dict[str, tuple[TopicLog, str, float]] = {}
         self._unsynced: dict[str, tuple[int, float]] = {}
         self._stopped: set[str] = set()
+        self._full: set[str] = set()
+        self._blocked: dict[str, tuple[list[Hand], float]] = {}
+        """Topics whose disk is full: hands that wait in order, and when to try again."""
         self._calls: deque[Callable[[], None]] = deque()
         self._ending = False
         self.commits = 0
@@ -73,36 +76,70 @@ class LogWriter(threading.Thread):
         return len(self._hands)
 
     def run(self) -> None:
+        wait_s: float | None = 0.0
         while True:
-            timeout = self._sync_due_in()
             if not self._hands and not self._calls and not self._ending:
-                self._wake.wait(timeout)
+                self._wake.wait(wait_s)
             self._wake.clear()
-            while self._calls:
-                try:
-                    self._calls.popleft()()
-                except Exception:
-                    _log.exception("maintenance failed")
-            if not self._hands and self._ending:
-                self._sync_lazily(force=True)
+            ending = self._ending and not self._hands
+            wait_s = self.step()
+            if ending:
+                self.finish()
                 return
-            by_topic: dict[str, list[Hand]] = {}
-            while self._hands:
-                hand = self._hands.popleft()
-                by_topic.setdefault(hand.topic, []).append(hand)
-            for topic, hands in by_topic.items():
-                try:
-                    self._write(topic, hands)
-                except LogStopped as e:
-                    self._stop_topic(topic, str(e))
-                except Exception as e:
-                    _log.exception("the log of topic %s failed", topic)
-                    self._stop_topic(topic, f"{type(e).__name__}: {e}")
-            self._sync_lazily()
+
+    def step(self) -> float | None:
+        """Do what can be done now; seconds until there is more to do unless woken (None: nothing).
+
+        The whole of this thread's work, so that a simulation can be the thread.
+        """
+        while self._calls:
+            try:
+                self._calls.popleft()()
+            except Exception:
+                _log.exception("maintenance failed")
+        by_topic: dict[str, list[Hand]] = {}
+        while self._hands:
+            hand = self._hands.popleft()
+            by_topic.setdefault(hand.topic, []).append(hand)
+        if self._blocked:
+            self._join_blocked(by_topic)
+        for topic, hands in by_topic.items():
+            try:
+                self._write(topic, hands)
+            except LogStopped as e:
+                self._stop_topic(topic, str(e))
+            except Exception as e:
+                _log.exception("the log of topic %s failed", topic)
+                self._stop_topic(topic, f"{type(e).__name__}: {e}")
+        self._sync_lazily()
+        due = [retry_s - self._clock() for _, retry_s in self._blocked.values()]
+        if (sync := self._sync_due_in()) is not None:
+            due.append(sync)
+        return max(0.001, min(due)) if due else None
+
+    def finish(self) -> None:
+        """The last step: sync what policies left unsynced. What waits for disk space stays unwritten, and unacked."""
+        self._sync_lazily(force=True)
+        for topic in list(self._blocked):
+            self._stop_topic(topic, "the disk was full at the end")
+
+    def _join_blocked(self, by_topic: dict[str, list[Hand]]) -> None:
+        """Put what has come behind what waits for disk space, and retry where it is time to."""
+        now = self._clock()
+        for topic, (waiting, retry_s) in list(self._blocked.items()):
+            arrived = by_topic.get(topic)
+            if now >= retry_s:
+                by_topic[topic] = waiting + arrived if arrived else waiting
+                del self._blocked[topic]
+            elif arrived:
+                del by_topic[topic]
+                waiting += arrived
+                self._write_free_entries(self._logs[topic][0], waiting)
 
     def _stop_topic(self, topic: str, reason: str) -> None:
         if topic not in self._stopped:
             self._stopped.add(topic)
+            self._blocked.pop(topic, None)
             _log.error("topic stopped", extra={"topic": topic, "reason": reason})
             self._post([(ev.LOG_STOPPED, topic, reason)])
 
@@ -115,25 +152,33 @@ class LogWriter(threading.Thread):
             count = 1
             while count < len(hands) and hands[count].snapshot is None:
                 count += 1
-            self._commit(topic, log, fsync, hands[:count])
+            try:
+                self._commit(topic, log, fsync, hands[:count])
+            except DiskFull as e:
+                self._block(topic, log, hands, str(e))
+                return
             hands = hands[count:]
+        if topic in self._full:
+            self._full.discard(topic)
+            _log.warning("there is disk space again", extra={"topic": topic})
+            stats = log.stats()
+            self._post([(ev.DISK, topic, stats.bytes, stats.first_offsets, False, log.wants_roll)])
+
+    def _block(self, topic: str, log: TopicLog, hands: list[Hand], reason: str) -> None:
+        """No space: these hands wait, in order. What comes after them waits behind them; other topics go on."""
+        if topic not in self._full:
+            self._full.add(topic)
+            _log.error("disk full: producers wait, acks go on", extra={"topic": topic, "reason": reason})
+            stats = log.stats()
+            self._post([(ev.DISK, topic, stats.bytes, stats.first_offsets, True, False)])
+        # A snapshot only shortens recovery. Without it acks may overtake the data; the log will ask for another.
+        hands = [hand._replace(snapshot=None) for hand in hands]
+        self._blocked[topic] = (hands, self._clock() + _DISK_FULL_RETRY_S)
+        self._write_free_entries(log, hands)
 
     def _commit(self, topic: str, log: TopicLog, fsync: str, hands: list[Hand]) -> None:
         appends = hands[0].appends if len(hands) == 1 else [a for h in hands for a in h.appends]
-        full = False
-        while True:
-            try:
-                done = log.commit(appends, sync=fsync == "commit", roll_snapshot=hands[0].snapshot)
-                break
-            except DiskFull as e:
-                if not full:
-                    full = True
-                    _log.error("disk full: producers wait, acks go on", extra={"topic": topic, "reason": str(e)})
-                    self._post([(ev.DISK, topic, log.stats().bytes, log.stats().first_offsets, True, False)])
-                appends = self._write_free_entries(log, hands, appends)
-                if self._ending:
-                    raise LogStopped(f"the disk was full at the end: {e}") from e
-                time.sleep(_DISK_FULL_RETRY_S)
+        done = log.commit(appends, sync=fsync == "commit", roll_snapshot=hands[0].snapshot)
         self.commits += 1
         self.commit_bytes += done.bytes_written
         bad: dict[int, list[int]] = {}
@@ -152,26 +197,26 @@ class LogWriter(threading.Thread):
             first = self._unsynced.get(topic, (0, self._clock()))[1]
             self._unsynced[topic] = (hands[-1].commit_id, first)
         out: list[tuple] = [(ev.COMMITTED, topic, hands[-1].commit_id, bad, synced)]
-        if full or log.wants_roll or hands[0].snapshot is not None:
+        if log.wants_roll or hands[0].snapshot is not None:
             stats = log.stats()
             out.append((ev.DISK, topic, stats.bytes, stats.first_offsets, False, log.wants_roll))
         self._post(out)
 
     @staticmethod
-    def _write_free_entries(log: TopicLog, hands: list[Hand], appends: list[tuple]) -> list[tuple]:
-        """Let acks and counts go ahead of the data that finds no space; returns what is left to write."""
-        free = [a for a in appends if a[0] == KIND_CONTROL and a[9].startswith(_FREE_ENTRIES)]
-        if free and hands[0].snapshot is None:
-            try:
-                log.commit(free, sync=True)
-            except DiskFull:
-                return appends
-            kept = [a for a in appends if not (a[0] == KIND_CONTROL and a[9].startswith(_FREE_ENTRIES))]
-            # Indexes of bad records count within each hand as it was handed over: drop the entries there too.
-            for hand in hands:
-                hand.appends[:] = [a for a in hand.appends if a not in free]
-            return kept
-        return appends
+    def _write_free_entries(log: TopicLog, hands: list[Hand]) -> None:
+        """Let acks and counts go ahead of the data that finds no space (R11).
+
+        They are taken out of their hands in place: the core counts bad records by their index in the same lists.
+        """
+        free = [a for hand in hands for a in hand.appends if a[0] == KIND_CONTROL and a[9].startswith(_FREE_ENTRIES)]
+        if not free:
+            return
+        try:
+            log.commit(free, sync=True)
+        except DiskFull:
+            return
+        for hand in hands:
+            hand.appends[:] = [a for a in hand.appends if not (a[0] == KIND_CONTROL and a[9].startswith(_FREE_ENTRIES))]
 
     def _sync_due_in(self) -> float | None:
         if not self._unsynced:
@@ -207,12 +252,13 @@ class LogWriter(threading.Thread):
         if topic not in self._logs or topic in self._stopped:
             return
         log = self._logs[topic][0]
-        if floors is None:
-            stats = log.stats()
-            self._post([(ev.DISK, topic, stats.bytes, stats.first_offsets, stats.full, log.wants_roll)])
-            return
-        dropped = log.drop_before(floors, older_than_ms, keep_bytes)
-        if dropped.segments:
-            _log.info("segments dropped", extra={"topic": topic, "segments": dropped.segments, "bytes": dropped.bytes})
+        if floors is not None:
+            dropped = log.drop_before(floors, older_than_ms, keep_bytes)
+            if dropped.segments:
+                _log.info(
+                    "segments dropped", extra={"topic": topic, "segments": dropped.segments, "bytes": dropped.bytes}
+                )
+                if topic in self._blocked:
+                    self._blocked[topic] = (self._blocked[topic][0], 0.0)
         stats = log.stats()
-        self._post([(ev.DISK, topic, stats.bytes, stats.first_offsets, False, log.wants_roll)])
+        self._post([(ev.DISK, topic, stats.bytes, stats.first_offsets, topic in self._full, log.wants_roll)])

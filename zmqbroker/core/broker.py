@@ -15,7 +15,7 @@ from zmqbroker.core import events as ev
 from zmqbroker.core.burying import Burying
 from zmqbroker.core.config import BrokerConfig, TopicConfig
 from zmqbroker.core.consuming import Consuming
-from zmqbroker.core.effects import Effects, Hand
+from zmqbroker.core.effects import CutAsk, Effects, Hand, Read
 from zmqbroker.core.producing import Producing
 from zmqbroker.core.session import Session
 from zmqbroker.core.state import Consumer, State
@@ -148,10 +148,15 @@ class Core:
         if kind == ev.COMMITTED:
             self._committed(*event[1:])
         elif kind == ev.READ:
-            if event[1].purpose == ev.BURY:
-                self.burying.read_done(*event[1:])
+            _, read, records, payloads, gaps = event
+            if gaps:
+                self._damaged(read.topic, gaps)
+            if read.purpose == ev.BURY:
+                self.burying.read_done(read, records, payloads)
             else:
-                self.consuming.read_done(*event[1:])
+                self.consuming.read_done(read, records, payloads)
+        elif kind == ev.FAILED:
+            self._failed(event[1])
         elif kind == ev.CUT:
             self.consuming.cut_done(*event[1:])
         elif kind == ev.GONE:
@@ -167,6 +172,22 @@ class Core:
             topic = s.topics.get(event[1])
             if topic is not None:
                 topic.stopped = event[2]
+
+    def _damaged(self, name: str, gaps: Iterable[tuple[int, int, int, str]]) -> None:
+        """A read met records that the disk has lost: a gap of its own says so from now on (R28)."""
+        topic = self.state.topics.get(name)
+        if topic is not None:
+            for partition, first, last, reason in gaps:
+                topic.lose(partition, first, last, reason)
+
+    def _failed(self, what: Read | CutAsk) -> None:
+        """The log could not be read: what waited for it goes back in line, a moment later."""
+        if isinstance(what, CutAsk):
+            self.consuming.cut_failed(what)
+        elif what.purpose == ev.BURY:
+            self.burying.read_failed(what)
+        else:
+            self.consuming.read_failed(what)
 
     def _opened(self, name: str, config: TopicConfig, uuid: bytes, recovered: Recovered | None) -> None:
         s = self.state

@@ -51,6 +51,16 @@ class Burying:
             self.s.waiting.setdefault(name, []).append(lambda: self._write(read, records, payloads))
             self.s.open(name, TopicConfig(partitions=1, segment_bytes=16 << 20, retention_ms=0))
 
+    def read_failed(self, read: Read) -> None:
+        """The records could not be read: the range is delivered again, and its consumer decides again."""
+        s = self.s
+        self._pending.pop((read.topic, read.group, read.range_id), None)
+        topic = s.topics.get(read.topic)
+        group = topic.groups.get(read.group) if topic else None
+        range_ = group.ranges.get(read.range_id) if group else None
+        if group is not None and range_ is not None and range_.state == BURYING:
+            group.make_ready(range_, s.now + 1.0, s.now)
+
     def _write(self, read: Read, records: bytes, payloads: bytes) -> None:
         s = self.s
         pending = self._pending.pop((read.topic, read.group, read.range_id), None)

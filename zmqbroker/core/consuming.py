@@ -18,6 +18,7 @@ from zmqbroker.core.topic import SPLIT as SPLIT_ENTRY
 from zmqbroker.protocol import Code, Flag, Header, Type, WorkState
 
 _FOREVER = 1e18
+_READ_RETRY_S = 1.0
 
 
 class Consuming:
@@ -432,6 +433,23 @@ class Consuming:
                 )
         elif read.purpose == READ_TO_SPLIT and range_.state == BURYING:
             self._split(topic, group, range_, records)
+
+    def read_failed(self, read: Read) -> None:
+        """The log could not be read just now: the range goes back in line, a moment later."""
+        s = self.s
+        topic = s.topics.get(read.topic)
+        group = topic.groups.get(read.group) if topic else None
+        range_ = group.ranges.get(read.range_id) if group else None
+        if group is None or range_ is None:
+            return
+        if range_.state == BURYING or (range_.state == HELD and range_.deliveries == read.attempt):
+            group.make_ready(range_, s.now + _READ_RETRY_S, s.now)
+
+    def cut_failed(self, ask: CutAsk) -> None:
+        topic = self.s.topics.get(ask.topic)
+        group = topic.groups.get(ask.group) if topic else None
+        if group is not None:
+            group.parts[ask.partition].cutting = False
 
     def _ask_split(self, topic: Topic, group: Group, range_: Range) -> None:
         group.release(range_)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 KIND_DATA: Final = 1
 KIND_CONTROL: Final = 2
+KIND_GAP: Final = 4
 
 # Journal entries: JSON arrays, the first element says which.
 SEAL: Final = "s"  # group, range id, partition, first, last, rows, bytes
@@ -80,6 +81,9 @@ class Topic:
         self.rows_per_s = 0.0
         self.duplicates = 0
         self.draining = False
+        self.gaps: deque[tuple[int, int, int, str]] = deque(maxlen=1000)
+        """The latest gaps: (partition, first, last, reason)."""
+        self.lost_messages = 0
 
     @property
     def rows_total(self) -> int:
@@ -94,6 +98,12 @@ class Topic:
         self.appends.append(
             (KIND_CONTROL, 0xFFFF, 0, 0, 0, 0, 0, 0, -1, json.dumps(entry, separators=(",", ":")).encode())
         )
+
+    def lose(self, partition: int, first: int, last: int, reason: str) -> None:
+        """Write down that the disk has lost records, so that it is known and counted after a restart too (R28)."""
+        self.gaps.append((partition, first, last, reason))
+        self.lost_messages += last - first + 1
+        self.appends.append((KIND_GAP, partition, first, 0, 0, last, 0, 0, -1, reason.encode()[:1000]))
 
     def new_range(self, group: str, partition: int, first: int, last: int, rows: int, bytes: int) -> Range:
         range_ = Range(self.next_range_id, group, partition, first, last, rows, bytes)
@@ -143,6 +153,9 @@ class Topic:
             sealed = max((g.parts[part.index].sealed_next for g in self.groups.values()), default=0)
             part.next_offset = max(part.next_offset, next_offset, sealed)
             part.durable_offset = part.base = part.next_offset
+        for gap in recovered.gaps:
+            self.gaps.append(tuple(gap))
+            self.lost_messages += gap.last - gap.first + 1
         for group in self.groups.values():
             group.last_member_s = now
             for range_ in list(group.ranges.values()):
