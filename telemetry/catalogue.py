@@ -12,6 +12,7 @@ decides the unit: the pair (name, exporter version) does, or the unit that the e
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -99,7 +100,8 @@ class Metric:
 
 def _read() -> dict[str, Metric]:
     table = {}
-    with (files(__package__) / "catalogue.csv").open(encoding="utf-8", newline="") as lines:
+    text = (files(__package__) / "catalogue.csv").read_text("utf-8")
+    with io.StringIO(text, newline="") as lines:
         for row in csv.DictReader(lines):
             aliases = []
             for alias in row["aliases"].split():

@@ -37,6 +37,7 @@ class Program:
         self.name = name
         self.log = directory / f"{name}.log"
         self._http_port = http_port
+        self._cpu_at_end: float | None = None
         http = ["--http", f"127.0.0.1:{http_port}"] if http_port else []
         with self.log.open("wb") as log:
             self.popen = subprocess.Popen(
@@ -53,7 +54,7 @@ class Program:
         """Until ``/readyz`` (or ``/ping``) answers 200."""
         until = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < until:
-            if self.popen.poll() is not None:
+            if self._reaped():
                 break
             with contextlib.suppress(OSError):
                 with urllib.request.urlopen(f"http://127.0.0.1:{self._http_port}/readyz", timeout=2) as answer:
@@ -63,26 +64,47 @@ class Program:
         raise RuntimeError(f"{self.name} did not get ready: {self.log.read_text()[-1000:]}")
 
     def cpu_seconds(self) -> float:
-        """CPU of the process and its living children so far."""
+        """CPU of the process and its children so far; after its end, in all."""
+        if self._cpu_at_end is not None:
+            return self._cpu_at_end
         total = 0.0
         with contextlib.suppress(psutil.NoSuchProcess):
             for process in (self.process, *self.process.children(recursive=True)):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     times = process.cpu_times()
-                    total += times.user + times.system
+                    total += times.user + times.system + times.children_user + times.children_system
         return total
+
+    def finish(self, timeout: float) -> None:
+        """Wait for the process's own end; ``RuntimeError`` if it fails or takes longer."""
+        until = time.monotonic() + timeout
+        while not self._reaped():
+            if time.monotonic() > until:
+                raise RuntimeError(f"{self.name} did not end within {timeout} s")
+            time.sleep(0.02)
+        if self.popen.returncode:
+            raise RuntimeError(f"{self.name} ended with {self.popen.returncode}: {self.log.read_text()[-1000:]}")
 
     def end(self) -> None:
         """SIGTERM, then SIGKILL after 15 s."""
-        if self.popen.poll() is None:
+        if not self._reaped():
             self.popen.terminate()
-            try:
-                self.popen.wait(15)
-            except subprocess.TimeoutExpired:
-                pass
+            until = time.monotonic() + 15
+            while not self._reaped() and time.monotonic() < until:
+                time.sleep(0.02)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.popen.pid, signal.SIGKILL)
         self.popen.wait()
+
+    def _reaped(self) -> bool:
+        """True once it has ended. wait4, because it alone tells the CPU of a process that is gone."""
+        if self.popen.returncode is not None:
+            return True
+        pid, status, usage = os.wait4(self.popen.pid, os.WNOHANG)
+        if pid:
+            self.popen.returncode = os.waitstatus_to_exitcode(status)
+            self._cpu_at_end = usage.ru_utime + usage.ru_stime
+        return bool(pid)
 
 
 @contextlib.contextmanager

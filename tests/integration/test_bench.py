@@ -1,0 +1,58 @@
+"""The benchmark frame: the lines that others script against, from a run that is too small to mean anything."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from loadtest.bench.frame import Figure, compare, machine, modules
+from tests.helpers.processes import ROOT
+
+
+def bench(*args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "loadtest.bench", *args]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+
+
+def test_relay_prints_one_json_line_a_figure_with_its_baseline_beside_it(tmp_path: Path) -> None:
+    done = bench("relay", "--json", "--scale", "0.01", "--runs", "1", "--dir", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    figures = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [figure["metric"] for figure in figures] == ["batches_20kB_per_s", "messages_100B_per_s"]
+    for figure in figures:
+        assert set(figure) == {"bench", "metric", "value", "unit", "baseline", "baseline_value", "ratio"}
+        assert figure["bench"] == "relay"
+        assert figure["value"] > 0
+        assert figure["baseline_value"] > 0
+        assert figure["ratio"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_benchmark_says_what_it_measures_in_its_first_line() -> None:
+    found = modules()
+    assert {"relay", "pipeline"} <= set(found)
+    for name, module in found.items():
+        assert len((module.__doc__ or "").splitlines()[0]) > 20, name
+
+
+def test_an_unknown_benchmark_is_one_line_and_exit_code_2() -> None:
+    done = bench("relai")
+    assert done.returncode == 2
+    assert done.stderr.startswith("bench: 'relai' is none of ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_figure_is_a_median_beside_the_baselines_median() -> None:
+    figure = compare("b", "m", "1/s", [1.0, 100.0, 10.0], "other", [5.0, 4.0, 90.0])
+    assert figure == Figure("b", "m", 10.0, "1/s", "other", 5.0, 2.0)
+    assert compare("b", "m", "1/s", [2.0]) == Figure("b", "m", 2.0, "1/s")
+
+
+def test_the_machine_is_described_with_its_disk(tmp_path: Path) -> None:
+    found = machine(tmp_path)
+    assert found["cores"] >= 1
+    assert 0 < found["fdatasync_64kB_p50_ms"] <= found["fdatasync_64kB_p99_ms"]
+    assert found["disk_write_mb_per_s"] > 0
+    assert list(tmp_path.iterdir()) == []
