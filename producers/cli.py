@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from datetime import UTC, datetime
 from importlib import import_module
 from typing import Final
 
+from producers.fleet import DEFAULT_METRICS, metrics_named
+from producers.values import parse_time_ns
 from telemetry.batch import COMPRESSIONS, ROWS_MAX
 from telemetry.options import (
     Command,
@@ -18,6 +21,7 @@ from telemetry.options import (
     duration_seconds,
     flag,
     non_negative_float,
+    non_negative_int,
     path,
     positive_int,
     url,
@@ -39,6 +43,14 @@ def shard(text: str) -> tuple[int, int]:
     if not 0 <= part < parts:
         raise ValueError("is not i/n with i from 0 to n-1")
     return part, parts
+
+
+def moment(text: str) -> datetime:
+    """A time: ISO 8601 or unix."""
+    time_ns = parse_time_ns(text)
+    if time_ns is None:
+        raise ValueError("is not a time such as 2025-07-18T20:42:34Z")
+    return datetime.fromtimestamp(time_ns / 1e9, UTC)
 
 
 def batch_rows(text: str) -> int:
@@ -90,6 +102,30 @@ READING: Final = (
     Option("explain", "print what is understood of the files, and end", False, flag),
 )
 
+FLEET: Final = (
+    Option("hosts", "hosts of the fleet", 4, positive_int, "hosts"),
+    Option("gpus-per-host", "GPUs of each host", 8, positive_int, "GPUs"),
+    Option(
+        "metrics", "metrics of each GPU: how many, or their names", DEFAULT_METRICS, metrics_named, metavar="N|NAMES"
+    ),
+    Option("seed", "the same seed plays the same fleet", 1, non_negative_int),
+    Option("interval", "time between two samples of a metric", 1.0, duration_seconds, "seconds"),
+    Option(
+        "duration",
+        "end after this time (with --out or --fast: simulated time); 0 is no limit",
+        0.0,
+        duration_seconds,
+        "seconds",
+    ),
+    Option("rows", "end after so many rows; 0 is no limit", 0, non_negative_int, "rows"),
+    Option("start", "time of the first sample, with --out or --fast (default: now)", None, moment),
+    Option("fast", "do not wait between samples: rows carry simulated time from --start on", False, flag),
+    Option("out", "write a DCGM CSV here (- is standard output) instead of publishing", None, path, metavar="FILE"),
+    Option("rate", "rows a second of each worker; 0 is no limit", 0.0, non_negative_float, "rows/s"),
+    Option("workers", "worker processes, which share the hosts", 1, positive_int, "processes"),
+    Option("shard", "play part i (from 0) of n of the fleet", (0, 1), shard, metavar="I/N"),
+)
+
 COMMAND_LINE: Final = CommandLine(
     PROG,
     "STREAMER",
@@ -101,11 +137,12 @@ COMMAND_LINE: Final = CommandLine(
             (*PACE, *READING),
             (Positional("files", "files, globs, or - for standard input", "+"),),
         ),
+        "simulate": Command("play a made-up fleet, to the broker or into a DCGM CSV file", FLEET),
     },
 )
 
 # Imported when it is run: the agent of a host has no use for what reads files, and pays for it in memory.
-_RUNNERS: Final = {"csv": "producers.csv_command"}
+_RUNNERS: Final = {"csv": "producers.csv_command", "simulate": "producers.simulate"}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -17,22 +17,18 @@ from producers.columns import Columns
 from producers.csv import BlockParser
 from producers.errors import BadRow
 from producers.identities import Identities
-from producers.pacing import Stamper, TokenBucket
-from producers.publisher import Publisher
+from producers.pacing import Stamper
 from producers.rejects import RejectsFile
+from producers.run import Run
 from producers.source import open_stream
-from producers.task import LaneTask, Position, Report, WorkerSettings
+from producers.task import LaneTask, Position, WorkerSettings
 
 REPLAY_BYTES_MAX: Final = 64 << 20
 """A lane of up to this many bytes that is played more than once is parsed once and then replayed from memory."""
 
 
-class LaneRun:
-    """One worker's run over one lane.
-
-    ``report`` is called between batches with how far it is; ``should_stop`` ends reading (not publishing what is
-    read). A batch that was published is the caller's to drain: see :attr:`publisher`.
-    """
+class LaneRun(Run):
+    """One worker's run over one lane."""
 
     def __init__(
         self,
@@ -41,24 +37,14 @@ class LaneRun:
         producer: Any,
         *,
         stopping: threading.Event,
-        report: Callable[[LaneRun], None],
+        report: Callable[[Run], None],
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
+        super().__init__(task.lane, task.start, settings, producer, stopping=stopping, report=report, clock_ns=clock_ns)
         self.task = task
-        self.publisher: Publisher[Position] = Publisher(producer, task.start)
-        self.rejected: dict[str, int] = {}
-        self.lines = 0
-        self.rows_read = 0
-        self.bytes_read = 0
-        self.passes = 0
-        self._settings = settings
-        self._stopping = stopping
-        self._report = report
-        self._clock_ns = clock_ns
         self._identities = Identities()
         self._parser = BlockParser(task.source.mapping, self._identities, want_times=task.timestamps != "now")
         self._batcher = Batcher(self._identities, settings.compression, clock_ns)
-        self._bucket = TokenBucket(settings.rate) if settings.rate else None
         self._rejects = RejectsFile(settings.rejects)
         self._line_at = (task.source.data_start, task.source.first_line)
         self._replayed = (
@@ -100,46 +86,11 @@ class LaneRun:
         """Close the rejects file."""
         self._rejects.close()
 
-    def state(self, *, ended: bool = False, done: bool = False, unacked: int = 0) -> Report:
-        """How far the lane is."""
-        publisher, stats = self.publisher, self.publisher.producer.stats
-        return Report(
-            lane=self.task.lane,
-            position=publisher.floor,
-            lines=self.lines,
-            rows_read=self.rows_read,
-            rows_published=publisher.rows_published,
-            rows_acked=publisher.rows_acked,
-            batches_published=publisher.batches_published,
-            batches_acked=publisher.batches_acked,
-            bytes_read=self.bytes_read,
-            passes=self.passes,
-            rejected=dict(self.rejected),
-            pending=publisher.in_flight,
-            pending_bytes=stats.pending_bytes,
-            credit_wait_s=stats.credit_wait_seconds,
-            reconnects=stats.reconnects,
-            possible_duplicates=stats.possible_duplicates,
-            connected=bool(stats.connected),
-            latency_p50_s=publisher.latency_s(0.5),
-            latency_p99_s=publisher.latency_s(0.99),
-            ended=ended,
-            done=done,
-            unacked=unacked,
-        )
-
-    def _should_stop(self) -> bool:
-        ends_ns = self._settings.ends_ns
-        return self._stopping.is_set() or bool(ends_ns and self._clock_ns() >= ends_ns)
-
     def _wait_for_pass(self, number: int) -> int | None:
         """When pass ``number`` begins (ns), after waiting for it; None if stopped meanwhile."""
         interval_ns = int(self.task.interval_s * 1e9)
         due_ns = self.task.began_ns + number * interval_ns
-        while interval_ns and (left_ns := due_ns - self._clock_ns()) > 0 and not self._should_stop():
-            self._stopping.wait(min(left_ns / 1e9, 0.2))
-            self._report(self)
-        if self._should_stop():
+        if not (self._wait_until(due_ns) if interval_ns else not self._should_stop()):
             return None
         if self.task.fixed_now:
             return due_ns
@@ -223,7 +174,7 @@ class LaneRun:
                 return False
             rows = end - start
             self.rows_read += rows
-            if self._bucket is not None and not self._wait_for_tokens(rows):
+            if not self._wait_for_tokens(rows):
                 return False
             chunk = columns.part(start, end)
             self._seq += 1
@@ -238,16 +189,6 @@ class LaneRun:
                 return False
             self._report(self)
         return True
-
-    def _wait_for_tokens(self, rows: int) -> bool:
-        assert self._bucket is not None
-        delay = self._bucket.delay_s(rows)
-        while delay > 0 and not self._should_stop():
-            self._stopping.wait(min(delay, 0.2))
-            delay -= 0.2
-            self.publisher.settle()
-            self._report(self)
-        return not self._should_stop()
 
 
 REASONS: Final = {

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Final
 
-from producers.task import Failure, LaneTask, Report, WorkerSettings
+from producers.task import Failure, Report, Task, WorkerSettings
 from producers.worker import EXIT, READY, STOP
 from producers.worker import main as worker_main
 from telemetry.backoff import Backoff
@@ -64,7 +64,7 @@ class _Member:
     number: int
     process: BaseProcess
     connection: Connection
-    task: LaneTask | None = None
+    task: Task | None = None
     report: Report | None = None
     ready: bool = False
 
@@ -78,16 +78,16 @@ class Supervisor:
         self,
         settings: WorkerSettings,
         workers: int,
-        lanes: Iterable[LaneTask],
+        lanes: Iterable[Task],
         *,
         log: logging.Logger,
-        on_report: Callable[[LaneTask, Report], None] = lambda task, report: None,
+        on_report: Callable[[Task, Report], None] = lambda task, report: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._workers = workers
-        self._lanes: Iterator[LaneTask] = iter(lanes)
-        self._returned: deque[LaneTask] = deque()
+        self._lanes: Iterator[Task] = iter(lanes)
+        self._returned: deque[Task] = deque()
         self._log = log
         self._on_report = on_report
         self._clock = clock
@@ -115,6 +115,7 @@ class Supervisor:
                 self._restart_due()
                 self._hand_out()
                 self._merge()
+            self._merge()
             return self.totals
         finally:
             self._end()
@@ -204,9 +205,9 @@ class Supervisor:
             return
         deaths = self._deaths[task.lane] = self._deaths.get(task.lane, 0) + 1
         if deaths >= DEATHS_WITHOUT_PROGRESS_MAX:
-            self.failure = f"{task.source.path}: {deaths} workers died on the same part of it without getting on"
+            self.failure = f"{task.title}: {deaths} workers died on the same part of it without getting on"
             return
-        self._returned.append(replace(task, start=report.position) if report else task)
+        self._returned.append(task.again(report))
 
     def _restart_due(self) -> None:
         if self._stop_sent:
@@ -233,7 +234,7 @@ class Supervisor:
             member.task = task
             member.ready = False
 
-    def _next_lane(self) -> LaneTask | None:
+    def _next_lane(self) -> Task | None:
         task = next(self._lanes, None)
         if task is None:
             self._exhausted = True
@@ -280,6 +281,8 @@ class Supervisor:
                 totals.workers_connected += member.report.connected
                 totals.latency_p50_s = max(totals.latency_p50_s, member.report.latency_p50_s)
                 totals.latency_p99_s = max(totals.latency_p99_s, member.report.latency_p99_s)
+        # Each lane has its own passes: a file's pass is over when all of its lanes are.
+        totals.passes //= max(1, totals.lanes)
         self.totals = totals
 
 

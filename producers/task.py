@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import secrets
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from producers.fleet import FleetSpec
 from producers.pacing import TimestampPolicy
 from producers.source import Source
 
@@ -47,6 +49,42 @@ class LaneTask:
     """Rows of policy ``now`` all get the time at which their pass began: what a resumed run needs, where a batch made
     again must be the same batch."""
     follow: bool = False
+
+    @property
+    def title(self) -> str:
+        return self.source.path
+
+    def again(self, report: Report | None) -> LaneTask:
+        """The same task for another worker after this one's died: from the last durable position, in its session."""
+        return self if report is None else replace(self, start=report.position)
+
+
+@dataclass(frozen=True, slots=True)
+class FleetTask:
+    """A part of a simulated fleet to publish, tick after tick."""
+
+    lane: int
+    spec: FleetSpec
+    batch_rows: int
+    session: int
+    began_ns: int
+    ticks: int = 0
+    """0: until stopped."""
+    fast: bool = False
+    """Ticks follow each other at once and rows carry simulated time from ``began_ns`` on; else ticks come in real
+    time and rows carry the present one."""
+    start: Position = field(default_factory=Position)
+
+    @property
+    def title(self) -> str:
+        return "simulated fleet"
+
+    def again(self, report: Report | None) -> FleetTask:
+        """A new session: what the fleet does next is not what it did, and must not pass for it."""
+        return replace(self, session=secrets.randbits(64), start=Position(report.position.pass_number if report else 0))
+
+
+Task = LaneTask | FleetTask
 
 
 @dataclass(frozen=True, slots=True)

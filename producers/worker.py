@@ -11,13 +11,14 @@ import queue
 import signal
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Final
 
 from producers.errors import SourceError
-from producers.lane import LaneRun
 from producers.publisher import load_producer
-from producers.task import Failure, LaneTask, WorkerSettings
+from producers.run import Run
+from producers.task import Failure, FleetTask, Task, WorkerSettings
 from telemetry import logs
 from zmqbroker.errors import BrokerError
 
@@ -36,6 +37,17 @@ def main(connection: Connection, settings: WorkerSettings, number: int) -> None:
     Worker(connection, settings, number).run()
 
 
+def runner_of(task: Task) -> Callable[..., Run]:
+    """What plays a task; imported when needed, so that a simulator does not load what reads files."""
+    if isinstance(task, FleetTask):
+        from producers.fleet_run import FleetRun
+
+        return FleetRun
+    from producers.lane import LaneRun
+
+    return LaneRun
+
+
 class Worker:
     """The loop of a worker process; messages are READY, reports and failures out, lanes, STOP and EXIT in."""
 
@@ -44,7 +56,7 @@ class Worker:
         self._settings = settings
         self._number = number
         self._stopping = threading.Event()
-        self._lanes: queue.SimpleQueue[LaneTask | None] = queue.SimpleQueue()
+        self._lanes: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._reported_at = 0.0
         self._log = logging.getLogger("producers.worker")
         self._sending = threading.Lock()
@@ -59,11 +71,11 @@ class Worker:
             except (SourceError, BrokerError) as e:
                 self._send(Failure(str(e)))
             except OSError as e:
-                self._send(Failure(f"{task.source.path}: cannot be read on: {e.strerror or e}"))
+                self._send(Failure(f"{task.title}: cannot be read on: {e.strerror or e}"))
             except MemoryError:
                 self._send(Failure("out of memory: use fewer --batch-rows or --workers"))
 
-    def _play(self, task: LaneTask) -> None:
+    def _play(self, task: Task) -> None:
         settings = self._settings
         name = f"streamer-{self._number}-lane-{task.lane}"
         producer = load_producer(settings.producer)(
@@ -74,7 +86,7 @@ class Worker:
             name=name,
             keys=settings.keys,
         )
-        run = LaneRun(task, settings, producer, stopping=self._stopping, report=self._report)
+        run = runner_of(task)(task, settings, producer, stopping=self._stopping, report=self._report)
         try:
             finished = run.run()
             # Reading has ended; what is out is waited for: as long as it takes while nobody asks to stop.
@@ -94,7 +106,7 @@ class Worker:
             producer.close(0 if run.publisher.in_flight else 1)
         self._send(READY)
 
-    def _report(self, run: LaneRun) -> None:
+    def _report(self, run: Run) -> None:
         now = time.monotonic()
         if now - self._reported_at >= REPORT_EVERY_S:
             self._reported_at = now
