@@ -83,11 +83,6 @@ class SimulatedFile(File):
             inode.platter[start : start + SECTOR] = inode.cache[start : start + SECTOR]
         inode.dirty.clear()
 
-    def write_zeros(self, position: int, end: int) -> None:
-        if end > position:
-            self.write([bytes(end - position)], position)
-            self.sync()
-
     def allocate(self, size: int) -> None:
         grow = size - len(self._inode.cache)
         if grow > self._disk.free_bytes:

@@ -19,7 +19,6 @@ from zmqbroker.errors import DirectoryLocked
 Bytes: TypeAlias = bytes | bytearray | memoryview
 
 IOV_MAX: Final = min(1024, os.sysconf("SC_IOV_MAX")) if hasattr(os, "sysconf") else 1024
-_ZEROS: Final = bytes(1 << 20)
 
 
 def is_full(error: OSError) -> bool:
@@ -58,12 +57,9 @@ class File(ABC):
     def close(self) -> None: ...
 
     def write_zeros(self, position: int, end: int) -> None:
-        """Zeros from ``position`` up to ``end``, synced a MiB at a time so that no other sync waits for long."""
-        while position < end:
-            chunk = min(end - position, len(_ZEROS))
-            self.write([memoryview(_ZEROS)[:chunk]], position)
-            self.sync()
-            position += chunk
+        """Zeros from ``position`` up to ``end``, durable: blocks that need no metadata when they are written again."""
+        self.write([bytes(end - position)], position)
+        self.sync()
 
     def __enter__(self) -> File:
         return self
