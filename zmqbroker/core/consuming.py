@@ -192,7 +192,8 @@ class Consuming:
         s = self.s
         topic, group = peer.topic, peer.group
         range_ = group.ranges.get(h.a)
-        if range_ is None or h.f != group.generation or range_.holder is not peer.member or h.e != range_.deliveries:
+        # After a restart the count of deliveries may lie behind the attempt that a member who kept the range knows of.
+        if range_ is None or h.f != group.generation or range_.holder is not peer.member or h.e < range_.deliveries:
             return
         reason = frames[0].decode("utf-8", "replace") if frames else ""
         if h.flags & Flag.DEAD:
