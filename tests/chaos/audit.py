@@ -8,6 +8,7 @@ from clickhouse.client import StorePool
 from tests.chaos.contents import HASH_SQL, contents, hash_of, is_garbage
 from tests.chaos.journal import Journal
 from zmqbroker.client import Consumer
+from zmqbroker.core.state import open_envelope
 
 Address = tuple[int, int]
 
@@ -56,7 +57,9 @@ def dead_batches(broker_url: str, topic: str, expected: int, timeout_s: float = 
             delivery = consumer.receive(timeout_s)
             if delivery is None:
                 break
-            found += zip(delivery.records["session"].tolist(), delivery.records["seq"].tolist())
+            for letter in delivery.payloads():
+                origin, _ = open_envelope(letter)
+                found.append((int(origin["session"]), int(origin["seq"])))
             consumer.ack(delivery)
     return found
 
