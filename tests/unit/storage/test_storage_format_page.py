@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def test_the_page_has_the_head_and_the_columns_as_they_are(text: str) -> None:
     sizes = [(int(row[0]), int(row[1])) for row in rows(text, "Head")]
     assert sizes[-1] == (2048, 44)
     assert sum(size for _, size in sizes[:-1]) == segment._HEAD.size + 4 == 44
-    assert all(a + size == b for (a, size), (b, _) in zip(sizes[:-2], sizes[1:-1], strict=True))
+    assert all(a + size == b for (a, size), (b, _) in pairwise(sizes[:-1]))
     columns = " | ".join(f"{name} u{8 * int(kind[-1])}[n]" for name, kind in COLUMN_TYPES)
     assert columns in text
 
