@@ -513,9 +513,8 @@ def _one_line(e: Exception) -> str:
 
 
 def _reason(e: BaseException) -> str:
-    """The innermost cause: drivers wrap "connection refused" three deep."""
-    text = _one_line(e if isinstance(e, Exception) else Exception(str(e)))
-    for known in ("Connection refused", "Name or service not known", "timed out", "connection to the store was lost"):
-        if known in text:
-            return known.lower()
-    return text
+    """The innermost cause: the driver wraps "connection refused" three deep."""
+    while (inner := getattr(e, "reason", None) or e.__cause__) is not None and isinstance(inner, BaseException):
+        e = inner
+    # "<urllib3 object at 0x...>: Failed to establish a new connection: [Errno 111] Connection refused"
+    return str(e).rpartition(">: ")[2].rpartition("] ")[2] or type(e).__name__

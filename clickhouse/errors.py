@@ -56,6 +56,7 @@ _PERMANENT = {
 
 _TRANSIENT = {
     # The server's state: it passes by itself.
+    3: "UNEXPECTED_END_OF_FILE",  # the embedded server: a body that did not come whole is refused (R12)
     74: "CANNOT_READ_FROM_FILE_DESCRIPTOR",
     75: "CANNOT_WRITE_TO_FILE_DESCRIPTOR",
     76: "CANNOT_OPEN_FILE",

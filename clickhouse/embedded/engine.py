@@ -255,12 +255,16 @@ class Engine:
                 self._tickets.discard(ticket)
                 self._idle.notify_all()
 
-    def kill_announced(self, query_ids: set[str], wait_seconds: float) -> None:
-        """Kill announced queries, and return when they are over: those that run are the engine's to kill."""
+    def kill_announced(self, query_ids: set[str]) -> set[Ticket]:
+        """Mark announced queries as killed: none of them starts any more. Those that run are the engine's to kill."""
         with self._lock:
             named = {ticket for ticket in self._tickets if ticket.query_id in query_ids}
             for ticket in named:
                 ticket.killed = True
+        return named
+
+    def wait_over(self, named: set[Ticket], wait_seconds: float) -> None:
+        """Return when these queries are over."""
         deadline = time.monotonic() + wait_seconds
         while True:
             with self._lock:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from clickhouse.embedded import codecs, formats
-from clickhouse.embedded.engine import Engine, EngineError, Handle, quoted_name
+from clickhouse.embedded.engine import Engine, EngineError, Handle, Ticket, quoted_name
 from clickhouse.embedded.request import Request
 from clickhouse.embedded.response import Response
 from clickhouse.embedded.sessions import TIMEOUT_SECONDS, Sessions
@@ -26,14 +26,17 @@ class Executor:
 
     def run(self, request: Request, statement: Statement, user: User, query_id: str, response: Response) -> int:
         """Run and fill the response. Returns the rows inserted. Raises :class:`EngineError`."""
+        killed: set[Ticket] = set()
+        if statement.verb == "KILL":
+            # Before the engine's own KILL ... SYNC, which waits for what is shown of an insert that is still coming.
+            killed = self._engine.kill_announced((literals(statement.sql) | set(request.bound.values())) - {query_id})
         with self._handle(request, user) as handle:
             with self._prepared(handle, request, statement, user, query_id):
                 if statement.data is not None:
                     return _insert(handle, request, statement, response)
                 _select(handle, request, statement, response)
-        if statement.verb == "KILL" and "SYNC" in statement.sql.upper():
-            named = literals(statement.sql) | set(request.bound.values())
-            self._engine.kill_announced(named - {query_id}, self._engine.limits.execution_seconds)
+        if killed and "SYNC" in statement.sql.upper():
+            self._engine.wait_over(killed, self._engine.limits.execution_seconds)
         return 0
 
     @contextmanager

@@ -92,5 +92,5 @@ def sample_columns(
         ts_ms=(today_ms() if start_ms is None else start_ms) + index // series * 1000,
         value=(index % 97).astype(np.float64),
         session=np.full(rows, session, dtype=np.uint64),
-        seq=(index // batch_rows + first_seq).astype(np.uint64),
+        seq=(index // batch_rows).astype(np.uint64) + np.uint64(first_seq),
     )

@@ -24,9 +24,14 @@ from tests.helpers.waiting import eventually
 
 
 def ask(
-    store: Store, sql: str | bytes = "", *, method: str = "POST", path: str = "/", headers: dict[str, str] | None = None,
+    store: Store,
+    sql: str | bytes = "",
+    *,
+    method: str = "POST",
+    path: str = "/",
+    headers: dict[str, str] | None = None,
     **params: Any,
-) -> tuple[HTTPResponse, bytes]:  # fmt: skip
+) -> tuple[HTTPResponse, bytes]:
     connection = HTTPConnection("127.0.0.1", store.port, timeout=30)
     target = path + ("?" + urllib.parse.urlencode(params) if params else "")
     connection.request(method, target, body=sql if sql else None, headers=headers or {})
