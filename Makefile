@@ -78,8 +78,9 @@ lint: $(STAMP)  ## ruff, import rules, types
 
 ##@ Measuring and documents
 
-bench: $(STAMP)  ## every benchmark; results in loadtest/results/
+bench: $(STAMP)  ## every benchmark; results in loadtest/results/ and docs/performance.md
 	$(BIN)/python -m loadtest.bench all $(ARGS)
+	$(BIN)/python -m loadtest.bench.report
 
 openapi: $(STAMP)  ## write docs/openapi.json from the API's code
 	$(BIN)/python -m api.openapi > docs/openapi.json

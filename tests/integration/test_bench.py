@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from loadtest.bench import report
 from loadtest.bench.frame import Figure, compare, machine, modules
 from tests.helpers.processes import ROOT
 
@@ -56,3 +57,22 @@ def test_the_machine_is_described_with_its_disk(tmp_path: Path) -> None:
     assert 0 < found["fdatasync_64kB_p50_ms"] <= found["fdatasync_64kB_p99_ms"]
     assert found["disk_write_mb_per_s"] > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_report_puts_results_between_its_marks_and_nowhere_else(tmp_path: Path) -> None:
+    result = {
+        "bench": "relay",
+        "taken": "2026-11-21T00:00:00+00:00",
+        "runs": 3,
+        "machine": machine(tmp_path),
+        "figures": [vars(Figure("relay", "batches_20kB_per_s", 12345.0, "1/s", "bare", 24690.0, 0.5))],
+    }
+    (tmp_path / "relay.json").write_text(json.dumps(result))
+    page = tmp_path / "page.md"
+    page.write_text(f"# Before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    report.main(tmp_path, page)
+    text = page.read_text()
+    assert "| `batches_20kB_per_s` | 12,345 1/s | bare | 24,690 | 0.5 |" in text
+    assert "old" not in text
+    assert text.startswith("# Before\n")
+    assert text.endswith(f"{report.END}\nafter\n")

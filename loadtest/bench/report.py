@@ -1,0 +1,59 @@
+"""Puts the latest results into docs/performance.md: ``python -m loadtest.bench.report``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from loadtest.bench.frame import RESULTS, ROOT
+
+PAGE: Final = ROOT / "docs" / "performance.md"
+BEGIN: Final = "<!-- results: written by python -m loadtest.bench.report -->"
+END: Final = "<!-- end of results -->"
+
+
+def main(results: Path = RESULTS, page: Path = PAGE) -> None:
+    """Replace what stands between the two marks of the page."""
+    text = page.read_text("utf-8")
+    before, found, rest = text.partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    if not (found and ended):
+        raise SystemExit(f"report: {page} has not both marks {BEGIN!r} and {END!r}")
+    loaded = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
+    page.write_text("\n".join([before + BEGIN, "", *sections(loaded), END + after]), "utf-8")
+
+
+def sections(results: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Markdown lines: a table a benchmark, with the machine it ran on."""
+    for result in results:
+        machine = result["machine"]
+        yield f"### {result['bench']}"
+        yield ""
+        yield "| metric | value | baseline | its value | ratio |"
+        yield "| --- | ---: | --- | ---: | ---: |"
+        for figure in result["figures"]:
+            beside = _number(figure["baseline_value"]), _number(figure["ratio"])
+            yield (
+                f"| `{figure['metric']}` | {_number(figure['value'])} {figure['unit']} "
+                f"| {figure['baseline'] or ''} | {beside[0]} | {beside[1]} |"
+            )
+        yield ""
+        yield (
+            f"{result['taken'][:10]}, median of {result['runs']}; {machine['cores']} cores, "
+            f"{machine['memory_gib']} GiB, Python {machine['python']}; a `fdatasync` of 64 kB takes "
+            f"{machine['fdatasync_64kB_p50_ms']} ms (p50), {machine['fdatasync_64kB_p99_ms']} ms (p99); "
+            f"the disk writes {machine['disk_write_mb_per_s']} MB/s; load before the run: {machine['load_before']}."
+        )
+        yield ""
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.4g}"
+
+
+if __name__ == "__main__":
+    main()
