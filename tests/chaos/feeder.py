@@ -21,13 +21,16 @@ def main() -> None:
     parser.add_argument("--journal", type=Path, required=True)
     parser.add_argument("--rows", type=int, required=True)
     parser.add_argument("--rate", type=float, default=100_000, help="rows a second")
+    parser.add_argument("--until", type=Path, help="go on beyond the rows until this file exists")
     args = parser.parse_args()
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
-    feed(args.connect, args.journal, args.rows, args.rate, stopping)
+    feed(args.connect, args.journal, args.rows, args.rate, stopping, args.until)
 
 
-def feed(url: str, path: Path, rows_wanted: int, rate: float, stopping: threading.Event) -> None:
+def feed(
+    url: str, path: Path, rows_wanted: int, rate: float, stopping: threading.Event, until: Path | None = None
+) -> None:
     """Each life is a session of its own. Ends when ``rows_wanted`` rows are acknowledged over all lives."""
     acked_rows = journal.read(path).acked_rows
     lock = threading.Lock()
@@ -49,6 +52,8 @@ def feed(url: str, path: Path, rows_wanted: int, rate: float, stopping: threadin
         started_s, sent_rows = time.monotonic(), 0
         while not stopping.is_set():
             missing = rows_wanted - acked_rows - sum(list(rows_of.values()))
+            if missing <= 0 and until is not None and not until.exists():
+                missing = 5000
             if missing <= 0:
                 if not rows_of:
                     break

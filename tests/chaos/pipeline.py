@@ -99,6 +99,7 @@ class Pipeline:
         rows: int,
         collectors: int = 2,
         rate: float = 100_000,
+        endless: bool = False,
         broker_options: Sequence[str] = (),
         collector_options: Sequence[str] = (),
     ) -> None:
@@ -106,6 +107,8 @@ class Pipeline:
         self.logs = directory / "logs"
         self.logs.mkdir(parents=True)
         self.journal = directory / "feeder.journal"
+        self.enough = directory / "enough"
+        """Where ``endless``: the feeder goes on until this file exists."""
         store_port, broker_port, admin_port, self._http_port = (free_port() for _ in range(4))
         self.store_url = f"http://127.0.0.1:{store_port}"
         self.broker_url = f"tcp://127.0.0.1:{broker_port}"
@@ -126,7 +129,7 @@ class Pipeline:
         ]  # fmt: skip
         self.feeder = self._program(
             "feeder", "tests.chaos.feeder", "--connect", self.broker_url, "--journal", str(self.journal),
-            "--rows", str(rows), "--rate", str(rate),
+            "--rows", str(rows), "--rate", str(rate), *(("--until", str(self.enough)) if endless else ()),
         )  # fmt: skip
 
     def _program(self, name: str, module: str, *args: str) -> Program:

@@ -37,7 +37,7 @@ def at_random(
 ) -> Findings:  # fmt: skip
     """``faults`` faults drawn from ``seed``; the feeder goes on until the rows are in and the faults are over."""
     rng = random.Random(seed)
-    with Pipeline(directory, rows=rows, rate=rate, collectors=collectors) as pipeline:
+    with Pipeline(directory, rows=rows, rate=rate, collectors=collectors, endless=True) as pipeline:
         names = [program.name for program in pipeline.programs]
         pipeline.start()
         _until_acked(pipeline, 1, calm_s)
@@ -45,6 +45,7 @@ def at_random(
             fault = draw(rng, names)
             say(f"[{number}/{faults}] {fault}")
             strike(pipeline, fault)
+        pipeline.enough.touch()
         return _settle(pipeline, say, calm_s)
 
 
