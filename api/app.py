@@ -18,10 +18,14 @@ from api.auth import Keys
 from api.caching import AnswerCache
 from api.directory import Directory
 from api.errors import ProblemApi
+from api.hub import Hub
 from api.limits import install_limits
 from api.monitor import Monitor
 from api.resources import BLUEPRINTS
+from api.resources.ingest import IngestItemSchema
 from api.settings import Settings
+from api.submissions import Submissions
+from api.uploads import Uploads
 from clickhouse.queries import totals
 from telemetry import __version__
 from telemetry.health import Health
@@ -133,6 +137,12 @@ def create_app(
         topic=settings.topic,
         group=settings.group,
     )
+    hub = None
+    uploads = None
+    if broker is not None:
+        hub = Hub(broker.live_consumer, clients_max=settings.live_clients_max, rows_max=settings.live_buffer_rows)
+        uploads = Uploads(broker, settings.state_dir)
+    app.extensions.update(hub=hub, uploads=uploads, submissions=Submissions())
     app.extensions.update(settings=settings, store=store, broker=broker, monitor=monitor, directory=Directory(store))
 
     # after_request hooks run in reverse order: compression sees what everything below has finished.
@@ -144,6 +154,7 @@ def create_app(
     AnswerCache(settings, registry).init_app(app)
 
     api = ProblemApi(app)
+    api.spec.components.schema("IngestItem", schema=IngestItemSchema)
     for blueprint in BLUEPRINTS:
         api.register_blueprint(blueprint)
     app.register_blueprint(documents.blueprint)

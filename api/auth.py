@@ -67,7 +67,7 @@ class Keys:
         return cls(keys)
 
     def find(self, key: str) -> Client | None:
-        """The client of a key. Compares hashes in constant time, and with every known key, so that time tells nothing."""
+        """The client of a key. Compares hashes in constant time, with every known key, so that time tells nothing."""
         digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
         found = None
         for known, client in self._by_hash.items():

@@ -7,20 +7,24 @@ broker, and says 503 only where one is needed.
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
 import orjson
 import urllib3
 
-from api.errors import BrokerAway
-from zmqbroker.client import Producer
+from api.errors import BrokerAway, Problem
+from zmqbroker.client import Consumer, Producer, Receipt
 from zmqbroker.errors import BrokerError, MessageTooLarge, PublishTimeout
 
 log = logging.getLogger(__name__)
 
 STATS_TIMEOUT_SECONDS: Final = 2.0
+CONNECT_SECONDS: Final = 2.0
+"""How long a request waits for a broker that is not there; one that is answers within milliseconds."""
 
 
 class Broker:
@@ -47,25 +51,64 @@ class Broker:
             return None
         return found if isinstance(found, dict) else None
 
-    def publish(self, make: bytes | Callable[[int, int], bytes], rows: int, *, seconds: float) -> tuple[int, int]:
-        """Publish one batch and wait until it is durable; (session, seq) of it.
+    def publish(self, make: Callable[[int, int], bytes], rows: int, *, seconds: float) -> Receipt:
+        """Hand one batch to the broker, with a receipt for when it is durable.
 
-        Raises :class:`BrokerAway` (503) if there was no credit or no acknowledgement within ``seconds``. After the
-        latter the batch is still kept and sent again by the producer: it may yet arrive, once.
+        Raises :class:`BrokerAway` (503) if nobody answers or there is no room within ``seconds``: then it was not
+        queued and will not arrive. A receipt that is not done in time may still arrive, once.
         """
         producer = self._open()
+        self._wait_connected(producer, seconds)
         try:
-            receipt = producer.publish(make, rows, timeout=seconds)
-            durable = receipt.wait(seconds)
+            return producer.publish(make, rows, timeout=seconds)
         except PublishTimeout:
             raise BrokerAway("the broker takes no more at present: try again shortly") from None
         except MessageTooLarge as error:
-            raise BrokerAway(f"the broker refuses a batch of this size: {error}") from None
+            raise Problem(413, f"the broker refuses a batch of this size: {error}") from None
         except BrokerError as error:
+            self._forget(producer)
             raise BrokerAway(f"the broker refused: {error}") from None
-        if not durable:
-            raise BrokerAway("the broker did not confirm in time; what was sent is kept here and sent again")
-        return producer.session, receipt.seq
+
+    def new_producer(self, session: int) -> Producer:
+        """A producer of its own, for something long: its session names what it sends. The caller closes it."""
+        return Producer(self.url, self.topic, session=session, name="api-upload", keys=self.keys)
+
+    def live_consumer(self) -> Consumer:
+        """A member of an ephemeral group of its own: begins at the end of the log and holds nothing back."""
+        return Consumer(
+            self.url,
+            self.topic,
+            f"api-live-{secrets.token_hex(6)}",
+            credit=4,
+            max_rows=50_000,
+            max_bytes=8 << 20,
+            linger_ms=50,
+            durable=False,
+            name="api-live",
+            keys=self.keys,
+        )
+
+    def reachable(self, seconds: float) -> bool:
+        """Whether the broker answers within ``seconds``."""
+        try:
+            self._wait_connected(self._open(), seconds)
+        except BrokerAway:
+            return False
+        return True
+
+    def _wait_connected(self, producer: Producer, seconds: float) -> None:
+        deadline = time.monotonic() + min(seconds, CONNECT_SECONDS)
+        while not producer.stats.connected:
+            if time.monotonic() >= deadline:
+                raise BrokerAway("the broker cannot be reached at present: try again shortly")
+            time.sleep(0.01)
+
+    def _forget(self, producer: Producer) -> None:
+        """A session that the broker refused is of no further use: the next request opens another."""
+        with self._lock:
+            if self._producer is producer:
+                self._producer = None
+        producer.close(0)
 
     def _open(self) -> Producer:
         with self._lock:

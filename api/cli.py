@@ -16,11 +16,11 @@ DEFAULT_HTTP: Final = "127.0.0.1:8080"
 DEFAULTS: Final = Settings()
 
 _STORE: Final = (
-    Option("clickhouse-url", "the store's HTTP interface", "http://127.0.0.1:8123", options.url, env="CLICKHOUSE_URL"),
-    Option("clickhouse-user", "user at the store", "default", env="CLICKHOUSE_USER"),
-    Option("clickhouse-password", "its password", "", env="CLICKHOUSE_PASSWORD", secret=True),
+    Option("clickhouse", "the store's HTTP interface", "http://127.0.0.1:8123", options.url, env="CLICKHOUSE_URL"),
+    Option("user", "user at the store", "default", env="CLICKHOUSE_USER"),
+    Option("password", "its password", "", env="CLICKHOUSE_PASSWORD", secret=True),
     Option("database", "database at the store", "telemetry", env="CLICKHOUSE_DATABASE"),
-    Option("clickhouse-ca", "CA certificate of the store, where it is not one of the system's", None, options.path),
+    Option("ca-file", "CA certificate of the store, where it is not one of the system's", None, options.path),
 )
 _BROKER: Final = (
     Option("connect", "the broker's data socket", "tcp://127.0.0.1:5555", options.url, env="ZMQBROKER_URL"),

@@ -27,14 +27,16 @@ log = logging.getLogger(__name__)
 PROBLEM_TYPE: Final = "application/problem+json"
 RETRY_AFTER_SECONDS: Final = 2
 
+NARROW: Final = "shorten start_time..end_time, name metric_name or hostname, or use a larger step"
+
 STORE_STATUS: Final[dict[int, tuple[int, str]]] = {
     158: (
         422,
-        "The query would read more rows than allowed: shorten start_time..end_time, name metric_name or host, or use a larger step",
+        f"The query would read more rows than allowed: {NARROW}",
     ),
     307: (
         422,
-        "The query would read more bytes than allowed: shorten start_time..end_time, name metric_name or host, or use a larger step",
+        f"The query would read more bytes than allowed: {NARROW}",
     ),
     396: (422, "The answer would be larger than allowed: shorten start_time..end_time or ask for a page"),
     159: (504, "The store did not answer within the time limit: shorten start_time..end_time or use a larger step"),

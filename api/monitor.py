@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from api.times import format_ms
 from clickhouse.errors import StoreError
 from telemetry.health import Check
 
@@ -22,6 +24,7 @@ INTERVAL_SECONDS: Final = 2.0
 STALE_SECONDS: Final = 15.0
 """A finding older than this means that the part hangs."""
 LAG_DEGRADED_SECONDS: Final = 60.0
+EVENTS_KEPT: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Finding:
 
 @dataclass
 class Monitor:
-    """Looks at store and broker. ``store_stats`` and ``broker_stats`` may block for seconds, and may raise StoreError."""
+    """Looks at store and broker. ``store_stats`` may raise StoreError, and both may block for seconds."""
 
     store_stats: Callable[[], dict[str, Any]]
     broker_stats: Callable[[], dict[str, Any] | None]
@@ -46,6 +49,8 @@ class Monitor:
     clock: Callable[[], float] = time.monotonic
     store: Finding = Finding()
     broker: Finding = Finding()
+    events: deque[tuple[int, dict[str, Any]]] = field(default_factory=lambda: deque(maxlen=EVENTS_KEPT))
+    """(time in ms, event) of parts that went away or came back, oldest first."""
     _stopping: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
 
@@ -76,19 +81,24 @@ class Monitor:
             self.store = Finding(self.clock(), self.store_stats())
         except StoreError as error:
             self.store = Finding(self.clock(), None, str(error))
-        _tell_change(before, self.store, "store")
+        self._tell_change(before, self.store, "store")
 
     def look_at_broker(self) -> None:
         """Ask the broker once."""
         before = self.broker
         found = self.broker_stats()
         self.broker = Finding(self.clock(), found, "" if found is not None else "the broker's /stats does not answer")
-        _tell_change(before, self.broker, "broker")
+        self._tell_change(before, self.broker, "broker")
 
     def topic_stats(self) -> dict[str, Any]:
         """The broker's numbers of the API's topic; empty if unknown."""
         topics = (self.broker.value or {}).get("topics", {})
         return topics.get(self.topic, {}) if isinstance(topics, dict) else {}
+
+    def group_stats(self) -> dict[str, Any]:
+        """The broker's numbers of the collectors' group; empty if unknown."""
+        groups = self.topic_stats().get("groups", {})
+        return groups.get(self.group, {}) if isinstance(groups, dict) else {}
 
     def check_store(self) -> Check:
         """Without the store nothing can be read: unhealthy and unready."""
@@ -110,19 +120,37 @@ class Monitor:
         """Collectors are judged by what they leave waiting at the broker."""
         if self.broker.value is None:
             return Check("degraded", "unknown while the broker is away")
-        topic = self.topic_stats()
-        if not topic:
-            return Check("healthy", "no topic yet")
-        members, lag = topic.get("subscribers", 0), float(topic.get("oldest_age_seconds") or 0)
+        if not self.topic_stats():
+            return Check("healthy", "nothing was sent yet")
+        group = self.group_stats()
+        members, lag = group.get("members", 0), float(group.get("oldest_age_seconds") or 0)
         if not members:
             return Check("degraded", "no collector is connected to the broker")
         if lag > LAG_DEGRADED_SECONDS:
             return Check("degraded", f"rows wait for {lag:.0f} s at the broker: collectors or store are too slow")
         return Check()
 
+    def _tell_change(self, before: Finding, after: Finding, part: str) -> None:
+        if after.value is not None and before.value is None:
+            log.info("a part of the pipeline answers", extra={"part": part})
+            if before.at:
+                self._remember(part, "info", f"the {part} answers again", "")
+        elif after.value is None and (before.value is not None or not before.at):
+            log.warning("a part of the pipeline is away", extra={"part": part, "reason": after.error})
+            self._remember(
+                part, "critical", f"the {part} is away: {after.error}", f"start the {part}; its log says why it ended"
+            )
 
-def _tell_change(before: Finding, after: Finding, part: str) -> None:
-    if (before.value is None or not before.at) and after.value is not None:
-        log.info("a part of the pipeline answers", extra={"part": part})
-    elif after.value is None and (before.value is not None or not before.at):
-        log.warning("a part of the pipeline is away", extra={"part": part, "reason": after.error})
+    def _remember(self, part: str, severity: str, message: str, action: str) -> None:
+        now_ms = int(time.time() * 1000)
+        event = {
+            "timestamp": format_ms(now_ms),
+            "kind": "pipeline",
+            "severity": severity,
+            "gpu_id": "",
+            "hostname": "",
+            "code": None,
+            "message": message,
+            "action": action,
+        }
+        self.events.append((now_ms, event))

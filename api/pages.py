@@ -1,4 +1,4 @@
-"""Pages for machines and probes: /health, /healthz, /readyz, /metrics, /version; and what ends every GET: validators."""
+"""Pages for machines and probes: /health, /healthz, /readyz, /metrics and /version."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROBE_PATHS = ("/health", "/healthz", "/readyz", "/metrics")
 
 
 def install(app: Flask, registry: CollectorRegistry, health: Health) -> None:
-    """Register the pages and the conditional GET."""
+    """Register the pages."""
 
     def health_page() -> tuple[Response, int]:
         report = health.report()

@@ -30,11 +30,11 @@ def run(args: Any, settings: Settings, tls: tuple[Path, Path] | None) -> int:
     )
     store = StorePool(
         StoreAddress(
-            url=args.clickhouse_url,
-            user=args.clickhouse_user,
-            password=args.clickhouse_password,
+            url=args.clickhouse,
+            user=args.user,
+            password=args.password,
             database=args.database,
-            ca_file=str(args.clickhouse_ca or ""),
+            ca_file=str(args.ca_file or ""),
             timeout_s=max(settings.query_seconds_max + 5, 30),
         ),
         connections=args.threads + 4,
@@ -48,7 +48,9 @@ def run(args: Any, settings: Settings, tls: tuple[Path, Path] | None) -> int:
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         service.log.info("listening", extra={"address": address, "scheme": "https" if tls else "http"})
         serve(bridge, sock, service.stopping, drain_seconds=service.drain_timeout_s, tls=tls)
-        app.extensions["monitor"].stop()
+        for part in ("monitor", "hub", "uploads"):
+            stop = getattr(app.extensions[part], "stop", None) or app.extensions[part].close
+            stop()
         broker.close(min(2.0, service.drain_seconds_left()))
         store.close()
     service.log.info("stopped")

@@ -1,8 +1,8 @@
 """Times as people and scripts write them, and as the store keeps them (milliseconds since the epoch, UTC).
 
 Three ways in: RFC 3339 (``2025-07-18T20:42:34.5Z``, an offset, or none which means UTC), unix seconds
-(``1752871354`` or ``1752871354.25``; 12 digits or more are milliseconds), and relative to the present (``now``, ``now-1h``,
-``now-1d12h``). One way out: RFC 3339 in UTC with milliseconds.
+(``1752871354`` or ``1752871354.25``; 12 digits or more are milliseconds), and relative to the present (``now``,
+``now-1h``, ``now-1d12h``). One way out: RFC 3339 in UTC with milliseconds.
 
 Bounds are inclusive and exact: a start between two milliseconds moves up to the next, an end moves down.
 """

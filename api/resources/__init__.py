@@ -6,7 +6,7 @@ from typing import Final
 
 from flask_smorest import Blueprint
 
-from api.resources import fleet, gpus, hosts, metrics, series, stats, telemetry
+from api.resources import events, fleet, gpus, hosts, ingest, live, metrics, series, stats, telemetry
 
 BLUEPRINTS: Final[tuple[Blueprint, ...]] = (
     gpus.blueprint,
@@ -16,4 +16,7 @@ BLUEPRINTS: Final[tuple[Blueprint, ...]] = (
     hosts.blueprint,
     metrics.blueprint,
     stats.blueprint,
+    events.blueprint,
+    live.blueprint,
+    ingest.blueprint,
 )

@@ -22,7 +22,7 @@ class MetricList(MethodView):
     @blueprint.response(200, MetricListSchema)
     @blueprint.doc(operationId="listMetrics", summary="Metrics with unit and meaning")
     def get(self) -> Response:
-        """Every metric of the catalogue, and those that were seen without being in it, with the unit of stored values."""
+        """Every metric of the catalogue, and those seen without being in it, with the unit of stored values."""
         seen = {
             str(row[0])
             for row in context.store().query("SELECT DISTINCT metric FROM samples", None, context.query_limits())

@@ -88,7 +88,7 @@ def answer(wanted: Filter, query: dict[str, Any]) -> tuple[int, str, list[Point]
             least = -(-range_ms // (POINTS_MAX - 1) // 1000) + 1
             raise Problem(
                 400,
-                f"{steps} points a series are more than {POINTS_MAX}: use a step of at least {least}s or a shorter range",
+                f"{steps} points a series are more than {POINTS_MAX}: a step of {least}s or more fits this range",
             )
     elif query["agg"] in ("avg", "last", "min", "max"):
         # Single samples say the same under each of these, and more.

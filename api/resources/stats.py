@@ -14,7 +14,7 @@ from api.caching import AnswerCache, cached
 from api.monitor import Monitor
 from api.schemas import GenericSchema
 from api.times import format_ms
-from clickhouse.queries import totals
+from clickhouse.queries import events, totals
 
 blueprint = Blueprint("stats", __name__, url_prefix="/api/v1/stats", description="The pipeline in numbers")
 
@@ -27,8 +27,10 @@ class Stats(MethodView):
     @blueprint.response(200, GenericSchema)
     @blueprint.doc(operationId="getStats", summary="Pipeline statistics")
     def get(self) -> Response:
-        """Rows `sent` (taken by the broker), `stored`, `rejected` (refused by validation) and `dead` (given up), the lag of
-        the collectors in rows and seconds, rates in rows a second, sizes of the store's tables, and the API's cache.
+        """Rows `sent` (taken by the broker), `stored`, `rejected` (refused by validation) and `dead` (given up).
+
+        Also the collectors' lag in rows and seconds, rates in rows a second, sizes of the store's tables, and what
+        the API's cache saved.
 
         Numbers of the broker are null while it is away; without the store this is 503.
         """
@@ -40,12 +42,10 @@ class Stats(MethodView):
         now_ms = int(time.time() * 1000)
         last_ms = found["last_ms"]
         return jsonify(
-            rows={
-                "sent": topic.get("rows", 0) if known else None,
-                "stored": found["samples_rows"],
-                "rejected": found["rejects_rows"],
-                "dead": topic.get("dead", 0) if known else None,
-            },
+            sent=topic.get("published_rows", 0) if known else None,
+            stored=found["samples_rows"],
+            rejected=found["rejects_rows"],
+            dead=topic.get("dead", 0) if known else None,
             lag={
                 "rows": _lag_rows(topic) if known else None,
                 "seconds": topic.get("oldest_age_seconds", 0.0) if known else None,
@@ -64,7 +64,7 @@ class Stats(MethodView):
                 "bytes_on_disk": sum(table["bytes_on_disk"] for table in found["tables"].values()),
                 "tables": found["tables"],
             },
-            rejected_by_reason=totals.reject_reasons(context.store()),
+            rejected_by_reason=events.reject_reasons(context.store()),
             cache={"hits": answers.hits, "misses": answers.misses},
             timestamp=format_ms(now_ms),
         )

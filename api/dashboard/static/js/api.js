@@ -54,9 +54,9 @@ export async function request(path, { params, signal, timeout = TIMEOUT_MS, ...o
 }
 
 /** The JSON of a GET. */
-export async function get(path, params, options = {}) {
+export async function get(path, params, { accept, ...options } = {}) {
   const response = await request(path, { ...options, params, headers: { Accept: "application/json" } });
-  return answer(response);
+  return answer(response, accept);
 }
 
 /** The JSON of a response, or an ApiError that quotes its problem document. `accept`: other statuses that are fine. */

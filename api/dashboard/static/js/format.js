@@ -12,8 +12,8 @@ export function short(value, digits = 3) {
   if (!Number.isFinite(value)) return "–";
   const size = Math.abs(value);
   if (size >= 1e15) return value.toExponential(2);
-  for (const [limit, suffix] of [[1e12, " T"], [1e9, " G"], [1e6, " M"], [1e4, " k"]]) {
-    if (size >= limit) return plain(value / limit * (limit === 1e4 ? 10 : 1), digits) + suffix;
+  for (const [from, divisor, suffix] of [[1e12, 1e12, " T"], [1e9, 1e9, " G"], [1e6, 1e6, " M"], [1e4, 1e3, " k"]]) {
+    if (size >= from) return plain(value / divisor, digits) + suffix;
   }
   return plain(value, digits);
 }

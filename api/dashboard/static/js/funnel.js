@@ -1,0 +1,32 @@
+// From the GPUs there are to the GPUs that work: where a fleet loses its worth.
+
+import { fill, h } from "./dom.js";
+import { count } from "./format.js";
+
+const STEPS = [
+  ["Total", "gpus", "ever seen"],
+  ["Reporting", "reporting", "seen within a minute"],
+  ["Allocated", "allocated", "reporting and held by a pod or job"],
+  ["Active", "active", "reporting and working: engine or utilisation above 5 %"],
+];
+
+export function funnel() {
+  const lines = STEPS.map(([label, , meaning]) => {
+    const value = h("b", {}, "–");
+    const share = h("span");
+    const bar = h("div", { class: "funnel-fill", css: { transform: "scaleX(0)" } });
+    return { value, share, bar, element: h("div", { class: "funnel-step" }, h("div", { class: "funnel-line" }, value, h("span", {}, label), share), h("div", { class: "funnel-track" }, bar), h("p", {}, meaning)) };
+  });
+  return {
+    element: h("div", { class: "funnel" }, lines.map((line) => line.element)),
+    set(totals) {
+      STEPS.forEach(([, name], i) => {
+        const share = totals.gpus ? (totals[name] ?? 0) / totals.gpus : 0;
+        fill(lines[i].value, count(totals[name]));
+        fill(lines[i].share, i && totals.gpus ? `${Math.round(share * 100)} %` : "");
+        lines[i].bar.style.setProperty("transform", `scaleX(${share})`);
+      });
+    },
+    rows: (totals) => [["step", "gpus", "share of total"], ...STEPS.map(([label, name]) => [label, totals[name] ?? 0, totals.gpus ? (totals[name] ?? 0) / totals.gpus : 0])],
+  };
+}

@@ -1,0 +1,108 @@
+// Upload of CSV files by drag and drop: bytes sent, then rows published, then rows refused with reasons.
+
+import { answer, get, headers, request, url } from "../api.js";
+import { fill, h, icon } from "../dom.js";
+import { bytes, count } from "../format.js";
+import { panel } from "../panel.js";
+import { link, param } from "../state.js";
+
+const ASK_MS = 700;
+const ENDED = ["done", "completed", "complete", "finished", "failed", "error"];
+
+export function uploadView(main) {
+  const input = h("input", { type: "file", id: "upload-file", class: "hidden", accept: ".csv,.csv.gz,text/csv", multiple: true, onchange: () => take(input.files) });
+  const drop = h("div", {
+    class: "drop",
+    ondragover: (event) => { event.preventDefault(); drop.classList.add("over"); },
+    ondragleave: () => drop.classList.remove("over"),
+    ondrop: (event) => { event.preventDefault(); drop.classList.remove("over"); take(event.dataTransfer.files); },
+  }, icon("upload"), h("strong", {}, "Drop CSV files here"),
+  h("p", {}, "DCGM exports and similar: a column each for time, metric, GPU and value. Rows go through the broker like any streamer’s."),
+  h("button", { type: "button", class: "button primary", onclick: () => input.click() }, "Choose files"),
+  h("label", { class: "hidden", for: "upload-file" }, "CSV files"), input);
+  const list = h("div", { class: "uploads" });
+  const frame = panel({ title: "Upload CSV" });
+  frame.body.append(drop);
+  const listPanel = panel({ title: "Uploads", rows: () => [["file", "state", "bytes", "rows", "rejected"], ...done.map((u) => [u.name, u.state, u.size, u.rows ?? "", u.rejected ?? ""])] });
+  listPanel.body.append(list);
+  const done = [];
+  fill(main, h("h1", { class: "hidden" }, "Upload"), frame.element, listPanel.element);
+  listPanel.empty("Nothing was uploaded from here yet.");
+  let closed = false;
+
+  function take(files) {
+    for (const file of files) upload(file);
+    input.value = "";
+  }
+
+  async function upload(file) {
+    listPanel.ready();
+    const entry = { name: file.name, size: file.size, state: "sending", rows: null, rejected: null };
+    done.unshift(entry);
+    const bar = h("progress", { max: "1", value: "0", "aria-label": `${file.name}: bytes sent` });
+    const badge = h("span", { class: "badge" }, "sending");
+    const detail = h("div", { class: "found", role: "status" });
+    const row = h("div", { class: "upload" }, h("div", { class: "row" }, h("strong", {}, file.name), h("span", { class: "found" }, bytes(file.size)), badge), bar, detail);
+    list.prepend(row);
+    const show = (state, kind, text) => {
+      entry.state = state;
+      badge.className = `badge ${kind}`;
+      fill(badge, kind ? icon(kind === "good" ? "check" : "alert") : null, state);
+      detail.textContent = text;
+    };
+    try {
+      const accepted = await send(file, (share) => { bar.value = share; detail.textContent = `${Math.round(share * 100)} % of ${bytes(file.size)} sent`; });
+      bar.value = 1;
+      const id = accepted.id ?? accepted.upload_id;
+      let status = accepted;
+      while (!closed && id && !ENDED.includes(status.status ?? status.state)) {
+        describe(status);
+        await new Promise((resolve) => setTimeout(resolve, ASK_MS));
+        status = await get(`api/v1/csv/uploads/${encodeURIComponent(id)}`);
+      }
+      describe(status);
+      const bad = ["failed", "error"].includes(status.status ?? status.state);
+      bar.hidden = true;
+      show(bad ? "failed" : "stored with the broker", bad ? "bad" : "good", `${sentence(entry)}${status.error ?? status.detail ?? status.message ? ` ${status.error ?? status.detail ?? status.message}` : ""}`);
+      if (!bad) row.append(h("a", { href: link("fleet") }, "See the fleet"));
+    } catch (error) {
+      bar.hidden = true;
+      show("failed", "bad", error.missing ? "This API takes no uploads." : error.message);
+    }
+
+    function describe(status) {
+      const rows = status.rows_published ?? status.rows_acked ?? status.rows ?? status.published;
+      entry.rows = typeof rows === "object" ? rows?.published ?? rows?.accepted ?? null : rows ?? entry.rows;
+      const rejected = status.rows_rejected ?? status.rejected ?? status.rejects;
+      entry.rejected = typeof rejected === "object" && rejected ? Object.values(rejected).reduce((a, b) => a + Number(b || 0), 0) : rejected ?? entry.rejected;
+      show(status.status ?? status.state ?? "accepted", "", sentence(entry));
+    }
+  }
+
+  const sentence = ({ rows, rejected }) => [rows !== null && `${count(Number(rows))} rows published`, Number(rejected) > 0 && `${count(Number(rejected))} refused`].filter(Boolean).join(", ") + (rows !== null ? "." : "");
+
+  return {
+    title: "Upload",
+    close() {
+      closed = true;
+    },
+    update: () => param("q"),
+  };
+}
+
+/** XMLHttpRequest, because fetch tells nothing of how much was sent. Asks for a key first if one is wanted. */
+async function send(file, onProgress) {
+  await answer(await request("api/v1/metrics", { method: "HEAD" }).then((r) => new Response("{}", { status: r.status }))).catch(() => {});
+  const form = new FormData();
+  form.append("file", file);
+  const response = await new Promise((resolve, reject) => {
+    const ask = new XMLHttpRequest();
+    ask.open("POST", url("api/v1/csv/upload"));
+    for (const [name, value] of Object.entries(headers())) ask.setRequestHeader(name, value);
+    ask.upload.addEventListener("progress", (event) => event.lengthComputable && onProgress(event.loaded / event.total));
+    ask.addEventListener("load", () => resolve(new Response(ask.responseText || "{}", { status: ask.status, statusText: ask.statusText })));
+    ask.addEventListener("error", () => reject(new Error("The API cannot be reached")));
+    ask.send(form);
+  });
+  return answer(response);
+}
