@@ -10,6 +10,7 @@ from clickhouse.client import DEFAULT_DATABASE, DEFAULT_URL, StoreAddress, Store
 from clickhouse.errors import StoreError
 from clickhouse.migrate import UnknownMigration, applied, bootstrap, migrate, plan
 from clickhouse.migrations import all_migrations
+from clickhouse.queries.tables import table_sizes
 from clickhouse.schema import Flavour
 from telemetry.options import (
     Command,
@@ -178,14 +179,13 @@ def run_status(args: argparse.Namespace) -> int:
         print(f"server     ClickHouse {conn.server_version} at {conn.address.shown}")
         print(f"boot id    {conn.boot_id or 'none (no schema)'}")
         print(f"schema     {max(done, default=0)} of {newest}" + ("" if len(done) == newest else ": run migrate"))
-        rows = conn.query(
-            "SELECT table, sum(rows), sum(bytes_on_disk), count(), countDistinct(partition) "
-            "FROM system.parts WHERE active AND database = {database:String} GROUP BY table ORDER BY table",
-            {"database": args.database},
-        )
-        print(f"{'table':<12}{'rows':>16}{'bytes':>16}{'bytes/row':>11}{'parts':>7}{'partitions':>12}")
-        for table, count, size, parts, partitions in rows:
-            print(f"{table:<12}{count:>16,}{size:>16,}{size / max(count, 1):>11.2f}{parts:>7}{partitions:>12}")
+        print(f"{'table':<16}{'rows':>16}{'bytes':>16}{'bytes/row':>11}{'parts':>7}{'partitions':>12}")
+        for table in table_sizes(conn):
+            per_row = table.bytes / max(table.rows, 1)
+            print(
+                f"{table.name:<16}{table.rows:>16,}{table.bytes:>16,}{per_row:>11.2f}"
+                f"{table.parts:>7}{table.partitions:>12}"
+            )
     return 0 if len(done) == newest else 1
 
 

@@ -16,6 +16,7 @@ Both raise the exceptions of :mod:`clickhouse.errors` and nothing of the driver'
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import uuid
@@ -67,6 +68,8 @@ INSERT_SETTINGS_IF_KNOWN: Final[dict[str, Any]] = {
     "min_insert_block_size_bytes": 0,
 }
 
+# Every failure is raised and told once, by whoever handles it.
+logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
 # The driver closes "old" connections by itself by default (10 min), which would be a silent reconnect.
 clickhouse_connect.common.set_setting("max_connection_age", 0)
 # One client serves many threads and no temporary tables are used: sessions would only serialise them.

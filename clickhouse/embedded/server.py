@@ -99,10 +99,11 @@ class StoreServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         """Stop accepting, let queries finish, close. Returns how many queries had to be killed."""
         self.shutdown()
         self.socket.close()
+        # It would take the next step for clients that hang up.
+        self.watcher.stop()
         # Idle connections first: their threads wait for a next request that must not come any more.
         self._shut(socket.SHUT_RD)
         killed = self.engine.close(drain_seconds)
-        self.watcher.stop()
         self.sessions.close()
         self._shut(socket.SHUT_RDWR)
         return killed

@@ -1,0 +1,62 @@
+"""Errors, migrations and blocks, without a server."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from clickhouse.errors import ERROR_CODES, Outcome, OutcomeUnknown, StoreRefused, from_code, outcome_of
+from clickhouse.insert import SampleColumns, sample_block
+from clickhouse.migrate import UnknownMigration, plan
+from clickhouse.migrations import all_migrations
+from clickhouse.native import Coded, low_cardinality, varint
+from clickhouse.schema import Flavour
+
+
+def test_only_codes_that_blame_the_data_are_permanent() -> None:
+    for code in (60, 81, 115, 241, 243, 252, 497, 516):
+        error = from_code("x", code)
+        assert isinstance(error, StoreRefused), ERROR_CODES[code]
+        assert not error.permanent
+    assert from_code("x", 27).permanent  # type: ignore[union-attr, attr-defined]
+
+
+def test_a_code_that_nobody_knows_says_nothing_for_certain() -> None:
+    assert outcome_of(4711) is Outcome.UNKNOWN
+    assert isinstance(from_code("x", 4711), OutcomeUnknown)
+
+
+def test_plans_go_to_any_version_from_any_version() -> None:
+    newest = all_migrations()[-1].number
+    up = plan(set(), Flavour())
+    assert [step.migration.number for step in up] == list(range(1, newest + 1))
+    down = plan(set(range(1, newest + 1)), Flavour(), 1)
+    assert [step.migration.number for step in down] == list(range(newest, 1, -1))
+    assert not any(step.forwards for step in down)
+    assert plan(set(range(1, newest + 1)), Flavour()) == []
+
+
+def test_a_database_from_the_future_is_refused() -> None:
+    with pytest.raises(UnknownMigration, match="update"):
+        plan({1, 2, 999}, Flavour())
+
+
+def test_names_of_databases_are_names() -> None:
+    with pytest.raises(ValueError, match="no name"):
+        Flavour(database="a; DROP")
+
+
+def test_a_block_without_rows_is_refused() -> None:
+    empty = np.array([], dtype=np.uint64)
+    with pytest.raises(ValueError, match="without rows"):
+        sample_block(SampleColumns(empty, empty, empty, [], empty, empty, empty, empty))
+
+
+@pytest.mark.parametrize(("values", "width"), [(3, 1), (255, 1), (256, 2), (70_000, 4)])
+def test_keys_of_a_text_column_are_as_narrow_as_its_values_allow(values: int, width: int) -> None:
+    data = low_cardinality(Coded(np.array([0, values - 1]), [f"m{i}" for i in range(values)]))
+    assert len(data[-1]) == 2 * width
+
+
+def test_sizes_are_leb128() -> None:
+    assert [varint(n) for n in (0, 127, 128, 300)] == [b"\0", b"\x7f", b"\x80\x01", b"\xac\x02"]
