@@ -99,6 +99,8 @@ READING: Final = (
     Option("strict", "stop at the first bad row", False, flag),
     Option("map", "YAML file that says what the columns mean", None, path),
     Option("exporter-version", "version of the exporter that wrote the file, where its labels do not tell", None),
+    Option("resume", "go on where the last run over this file ended, without gap or repeat", False, flag),
+    Option("pass", "name of the pass that --resume goes on with; a new name sends the file anew", "1"),
     Option("explain", "print what is understood of the files, and end", False, flag),
 )
 
@@ -148,6 +150,7 @@ _RUNNERS: Final = {"csv": "producers.csv_command", "simulate": "producers.simula
 def main(argv: list[str] | None = None) -> int:
     """Entry of the console script; the exit code."""
     args = COMMAND_LINE.parse(argv)
+    args.pass_ = getattr(args, "pass", "")
     run: Callable[[argparse.Namespace], int] = import_module(_RUNNERS[args.command]).run
     with usage_errors(PROG):
         return run(args)

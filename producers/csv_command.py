@@ -6,15 +6,19 @@ import argparse
 import secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
 
 from producers.errors import SourceError
 from producers.pacing import batch_rows_for_rate
+from producers.resume import LaneState, RunState, open_run
 from producers.source import Source, block_bytes_for, expand, lanes_of, open_source
 from producers.status import StreamerStatus
-from producers.supervising import supervise, worker_settings
+from producers.supervising import state_dir, supervise, worker_settings
 from producers.supervisor import Supervisor
-from producers.task import LaneTask, Position
+from producers.task import LaneTask, Position, Report, Task
 from telemetry.options import UsageError
 from telemetry.service import Service
 
@@ -31,6 +35,10 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--loop: standard input can be read only once; name a file")
     if args.timestamps != "now" and (bare := [s.path for s in sources if s.mapping.timestamp is None]):
         raise UsageError(f"--timestamps {args.timestamps}: {bare[0]} has no time column; use --timestamps now")
+    if args.resume and any(source.path == "-" for source in sources):
+        raise UsageError("--resume: standard input cannot be read again; name a file")
+    if args.resume and args.loop and not args.interval:
+        raise UsageError("--resume with --loop needs --interval, which gives each pass its time")
     service = Service.from_args("telemetry-streamer", args)
     with service:
         return _stream(args, sources, service)
@@ -47,37 +55,125 @@ def _open_all(args: argparse.Namespace) -> list[Source]:
 def _stream(args: argparse.Namespace, sources: list[Source], service: Service) -> int:
     began_ns = time.time_ns()
     settings = worker_settings(args, began_ns)
-    lanes = list(plan(args, sources, began_ns))
-    workers = max(1, min(args.workers, len(lanes)))
-    supervisor = Supervisor(settings, workers, lanes, log=service.log)
-    StreamerStatus(service, "csv", lambda: supervisor.totals, [source.path for source in sources], started=began_ns)
-    total = None if args.loop else sum(expected_rows(source, args.shard) for source in sources) or None
-    return supervise(supervisor, service, settings, total)
+    with ExitStack() as stack:
+        progress: Progress | None = None
+        if args.resume:
+            runs = [stack.enter_context(closing(_resumed(args, source, began_ns))) for source in sources]
+            lanes, progress = resumed_plan(args, sources, runs)
+        else:
+            lanes = list(plan(args, sources, began_ns))
+        if not lanes:
+            service.log.info("nothing is left to send", extra={"files": [source.path for source in sources]})
+            return 0
+        workers = max(1, min(args.workers, len(lanes)))
+        keep = progress.keep if progress is not None else lambda task, report: None
+        supervisor = Supervisor(settings, workers, lanes, log=service.log, on_report=keep)
+        StreamerStatus(service, "csv", lambda: supervisor.totals, [source.path for source in sources], started=began_ns)
+        total = None if args.loop else sum(expected_rows(source, args.shard) for source in sources) or None
+        try:
+            return supervise(supervisor, service, settings, total)
+        finally:
+            if progress is not None:
+                progress.save()
 
 
 def plan(args: argparse.Namespace, sources: list[Source], began_ns: int) -> Iterator[LaneTask]:
     """Lanes for all files: each file is cut into as many as there are workers (a stream is one lane)."""
-    batch_rows = batch_rows_for_rate(args.batch_rows, args.rate)
     number = 0
     for source in sources:
-        block_bytes = block_bytes_for(source, args.batch_rows, args.workers * args.shard[1])
-        for first, last in lanes_of(source, block_bytes, args.workers, args.shard):
+        cut = cut_for(args, source, began_ns)
+        for first, last in cut.pop("spans"):
             yield LaneTask(
                 lane=number,
                 source=source,
-                block_bytes=block_bytes,
-                batch_rows=batch_rows,
                 first=first,
                 last=last,
                 session=secrets.randbits(64),
                 start=Position(0, first),
                 passes=0 if args.loop else 1,
-                interval_s=args.interval,
-                began_ns=began_ns,
-                timestamps=args.timestamps,
                 fixed_now=False,
+                **cut,
             )
             number += 1
+
+
+def cut_for(args: argparse.Namespace, source: Source, began_ns: int) -> dict[str, Any]:
+    """How a file is cut into lanes and batches: what must not change while a run over it goes on."""
+    block_bytes = block_bytes_for(source, args.batch_rows, args.workers * args.shard[1])
+    return {
+        "block_bytes": block_bytes,
+        "batch_rows": batch_rows_for_rate(args.batch_rows, args.rate),
+        "spans": lanes_of(source, block_bytes, args.workers, args.shard),
+        "began_ns": began_ns,
+        "interval_s": args.interval,
+        "timestamps": args.timestamps,
+    }
+
+
+def _resumed(args: argparse.Namespace, source: Source, began_ns: int) -> RunState:
+    return open_run(
+        state_dir(args) / "resume",
+        source,
+        pass_name=args.pass_,
+        shard=args.shard,
+        make_plan=lambda: cut_for(args, source, began_ns),
+    )
+
+
+class Progress:
+    """Writes down how far resumed runs are, at most twice a second each."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._state_of: dict[int, tuple[RunState, LaneState]] = {}
+        self._saved_at: dict[Path, float] = {}
+        self._clock = clock
+
+    def add(self, lane: int, run: RunState, state: LaneState) -> None:
+        """Lane number ``lane`` is this session of this run."""
+        self._state_of[lane] = (run, state)
+
+    def keep(self, task: Task, report: Report) -> None:
+        """A worker has told how far it is."""
+        run, state = self._state_of[task.lane]
+        state.position = report.position
+        state.done = report.done
+        if report.ended or self._clock() - self._saved_at.get(run.path, 0.0) >= 0.5:
+            self._saved_at[run.path] = self._clock()
+            run.save()
+
+    def save(self) -> None:
+        """Write all."""
+        for run in {run.path: run for run, _ in self._state_of.values()}.values():
+            run.save()
+
+
+def resumed_plan(
+    args: argparse.Namespace, sources: list[Source], runs: list[RunState]
+) -> tuple[list[LaneTask], Progress]:
+    """The lanes of resumed runs that are not done, as they were planned when each run began."""
+    progress = Progress()
+    lanes = []
+    for source, run in zip(sources, runs, strict=True):
+        for state in run.lanes:
+            if state.done:
+                continue
+            lane = LaneTask(
+                lane=len(lanes),
+                source=source,
+                first=state.first,
+                last=state.last,
+                session=state.session,
+                start=state.position,
+                passes=0 if args.loop else 1,
+                fixed_now=True,
+                **{
+                    name: run.plan[name]
+                    for name in ("block_bytes", "batch_rows", "began_ns", "interval_s", "timestamps")
+                },
+            )
+            progress.add(lane.lane, run, state)
+            lanes.append(lane)
+    return lanes, progress
 
 
 def expected_rows(source: Source, shard: tuple[int, int]) -> int:

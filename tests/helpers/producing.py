@@ -61,7 +61,11 @@ class DirectoryProducer:
         seq = self._seq
         body = payload(self.session, seq) if callable(payload) else payload
         path = self.directory / f"{self.session:016x}-{seq:08d}"
-        if not path.exists():
+        if path.exists():
+            # The same address must hold the same rows: note it where it does not.
+            if _content(path.read_bytes()) != _content(body):
+                (self.directory / f"conflict.{path.name}").touch()
+        else:
             part = path.with_suffix(f".{os.getpid()}")
             part.write_bytes(body)
             os.replace(part, path)
@@ -74,6 +78,23 @@ class DirectoryProducer:
 
     def close(self, timeout: float = 0) -> int:
         return 0
+
+
+def _content(body: bytes) -> tuple:
+    batch = BatchDecoder().decode(body)
+    return (
+        batch.timestamp_ns.tobytes(),
+        batch.value.tobytes(),
+        batch.device_code.tobytes(),
+        batch.metric_code.tobytes(),
+        batch.dictionary.devices,
+        batch.dictionary.metrics,
+    )
+
+
+def conflicts_in(directory: Path) -> list[str]:
+    """Addresses under which two different batches were sent."""
+    return [path.name for path in directory.glob("conflict.*")]
 
 
 def batches_in(directory: Path) -> list[Batch]:
