@@ -97,10 +97,7 @@ class ClickHouseSession:
         return {Address(session, seq): rows for (session, seq), rows in found.items()}
 
     def running_inserts(self, prefix: str) -> Sequence[str]:
-        rows = self._connection.query(
-            "SELECT query_id FROM system.processes WHERE startsWith(query_id, {prefix:String})", {"prefix": prefix}
-        )
-        return [str(query_id) for (query_id,) in rows]
+        return self._connection.running(prefix)
 
     def kill(self, query_id: str) -> bool:
         return self._connection.kill(query_id)
