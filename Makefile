@@ -85,9 +85,13 @@ bench: $(STAMP)  ## every benchmark; results in loadtest/results/ and docs/perfo
 openapi: $(STAMP)  ## write docs/openapi.json from the API's code
 	$(BIN)/python -m api.openapi > docs/openapi.json
 
+docs: $(STAMP)  ## write the pages that are made from code and results
+	$(BIN)/python -m telemetry.metrics_page > docs/metrics.md
+	$(BIN)/python -m loadtest.bench.report
+
 clean:  ## remove caches and build results; data and .venv stay
 	rm -rf build dist *.egg-info htmlcov artifacts .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	rm -f .coverage .coverage.*
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -print0 | xargs -0 rm -rf
 
-.PHONY: help setup run services stop test test-unit test-integration test-e2e simulate chaos coverage lint bench openapi clean
+.PHONY: help setup run services stop test test-unit test-integration test-e2e simulate chaos coverage lint bench openapi docs clean

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from telemetry import metrics
+from telemetry import metrics, metrics_page
 from telemetry.metrics import METRICS, definitions
 
 PREFIXES = ("telemetry_", "zmqbroker_", "streamer_", "collector_", "store_", "api_")
@@ -48,3 +49,9 @@ def test_values_kept_by_the_process_are_read_on_scrape() -> None:
     text = generate_latest(registry).decode()
     assert 'telemetry_log_lines_total{level="info"} 5.0' in text
     assert f"# HELP telemetry_ready {definitions()['telemetry_ready'].help}" in text
+
+
+def test_the_page_of_metrics_is_the_list_as_it_is(root: Path) -> None:
+    assert (root / "docs" / "metrics.md").read_text() == metrics_page.page(), "run: make docs"
+    for definition in METRICS:
+        assert f"| `{definition.name}` | {definition.kind} |" in metrics_page.page()
