@@ -2,28 +2,39 @@
 
 Credit is absolute: a session may have sent ``granted_bytes`` in all since its WELCOME. What is granted and not yet
 freed (acked, refused or given up) counts against the pool, so that memory and unsynced data stay bounded whatever
-the number of producers. Every session keeps a small floor ahead of what it sent, so that an agent that publishes
-once a second need not ask first; what it wants beyond (``wanted_bytes``, told in each PUBLISH and HEARTBEAT) it gets
-in turn. A turn is granted whole or not at all: shared out in pieces, a hundred producers could each hold a part of
-a batch, and none could send. Producers ask for at most a batch or a quantum ahead, so a turn is short.
+the number of producers.
+
+Credit that was given cannot be taken back, so what lies *ahead* (granted, not yet used) is bounded apart, to half the
+pool: else a thousand idle producers could hold all of it while one that has work gets none. Within that half every
+session keeps a small floor ahead of what it sent, so that an agent that publishes once a second need not ask first; a
+fair share of it, but little at the beginning, because the first to connect cannot know how many will follow.
+
+What a session wants beyond (``wanted_bytes``, told in each PUBLISH and HEARTBEAT) it gets in turn. A turn is granted
+whole or not at all: shared out in pieces, a hundred producers could each hold a part of a batch, and none could send.
+Producers ask for at most a batch or a quantum ahead, so a turn is short, and it is used at once.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 from zmqbroker.core.session import Session
 
+FIRST_GRANT_BYTES: Final = 4096
+
 
 class CreditPool:
-    """Grants credit to sessions. ``outstanding_bytes`` never passes ``pool_bytes`` but for the floors."""
+    """Grants credit to sessions; ``outstanding_bytes`` never passes ``pool_bytes``."""
 
-    def __init__(self, pool_bytes: int, floor_bytes_max: int, floor_bytes_min: int = 4096) -> None:
+    def __init__(self, pool_bytes: int, floor_bytes_max: int, floor_bytes_min: int = 1024) -> None:
         self.pool_bytes = pool_bytes
         self.floor_bytes_max = floor_bytes_max
         self.floor_bytes_min = floor_bytes_min
         self.outstanding_bytes = 0
+        self.ahead_bytes = 0
+        """Granted and not used yet, all sessions together: a part of what is outstanding."""
         self.sessions = 0
         self._hungry: deque[Session] = deque()
         self.changed: dict[int, Session] = {}
@@ -36,18 +47,27 @@ class CreditPool:
         return max(self.floor_bytes_min, min(self.floor_bytes_max, share))
 
     def join(self, session: Session, may_have: bool) -> None:
-        """A new generation begins: credit counts from nothing, and begins with the floor if it may have any."""
+        """A new generation begins: credit counts from nothing, and begins with a little if it may have any."""
         session.granted_bytes = session.received_bytes = session.freed_bytes = 0
         self.sessions += 1
         if may_have:
-            self._grant(session, self.floor_bytes)
+            self._grant_ahead(session, min(FIRST_GRANT_BYTES, self.floor_bytes))
 
     def leave(self, session: Session) -> None:
         """The conversation is over: what it held returns to the pool."""
         self.outstanding_bytes -= session.granted_bytes - session.freed_bytes
+        self.ahead_bytes -= session.granted_bytes - session.received_bytes
         session.granted_bytes = session.received_bytes = session.freed_bytes = session.wanted_bytes = 0
         self.sessions -= 1
         self.changed.pop(session.id, None)
+
+    def use(self, session: Session, size_bytes: int) -> bool:
+        """The session sent ``size_bytes``; False, and nothing is counted, where that is above its credit."""
+        if session.received_bytes + size_bytes > session.granted_bytes:
+            return False
+        session.received_bytes += size_bytes
+        self.ahead_bytes -= size_bytes
+        return True
 
     def want(self, session: Session, wanted_bytes: int) -> None:
         """The producer says how much it would have sent in all, had it the credit."""
@@ -88,13 +108,19 @@ class CreditPool:
                 hungry.append(session)
 
     def top_up(self, session: Session) -> None:
-        """Keep the floor ahead of what the session has sent (call after it sent or was acked)."""
+        """Keep the floor ahead of what the session has sent (call after it was acked)."""
         ahead = session.granted_bytes - session.received_bytes
         floor = self.floor_bytes
-        if ahead < floor // 2 and self.outstanding_bytes < self.pool_bytes:
-            self._grant(session, floor - ahead)
+        if ahead < floor // 2:
+            self._grant_ahead(session, floor - ahead)
+
+    def _grant_ahead(self, session: Session, size_bytes: int) -> None:
+        room = min(self.pool_bytes // 2 - self.ahead_bytes, self.pool_bytes - self.outstanding_bytes)
+        if size_bytes <= room:
+            self._grant(session, size_bytes)
 
     def _grant(self, session: Session, size_bytes: int) -> None:
         session.granted_bytes += size_bytes
         self.outstanding_bytes += size_bytes
+        self.ahead_bytes += size_bytes
         self.changed[session.id] = session

@@ -108,11 +108,10 @@ class Producing:
         payload = frames[0]
         size = len(payload) + MESSAGE_OVERHEAD_BYTES
         seq = h[8]
-        if session.received_bytes + size > session.granted_bytes:
+        if not s.pool.use(session, size):
             s.counters.over_credit += 1
             self._refuse(session, seq, Code.OVER_CREDIT, "above the credit granted")
             return
-        session.received_bytes += size
         session.last_seen_s = s.now
         if h[10] > session.granted_bytes:
             s.pool.want(session, h[10])
