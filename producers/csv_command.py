@@ -120,6 +120,9 @@ def _resumed(args: argparse.Namespace, source: Source, began_ns: int) -> RunStat
     )
 
 
+PLANNED = ("block_bytes", "batch_rows", "began_ns", "interval_s", "timestamps")
+
+
 class Progress:
     """Writes down how far resumed runs are, at most twice a second each."""
 
@@ -166,10 +169,7 @@ def resumed_plan(
                 start=state.position,
                 passes=0 if args.loop else 1,
                 fixed_now=True,
-                **{
-                    name: run.plan[name]
-                    for name in ("block_bytes", "batch_rows", "began_ns", "interval_s", "timestamps")
-                },
+                **{name: run.plan[name] for name in PLANNED},
             )
             progress.add(lane.lane, run, state)
             lanes.append(lane)

@@ -55,7 +55,7 @@ class Identities:
 
 
 class Table:
-    """Byte strings of one column to codes, growing; -1 marks a string that is no UTF-8."""
+    """Byte strings of one column to codes, growing; -1 marks a string that is no UTF-8. Space around is not kept."""
 
     def __init__(self) -> None:
         self.strings: list[str] = []
@@ -74,7 +74,7 @@ class Table:
         if code is not None:
             return code
         try:
-            text = value.decode("utf-8")
+            text = value.decode("utf-8").strip()
         except UnicodeDecodeError:
             return -1
         code = self._code[value] = len(self.strings)

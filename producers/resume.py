@@ -78,8 +78,8 @@ class RunState:
 def open_run(
     folder: Path, source: Source, *, pass_name: str, shard: tuple[int, int], make_plan: Callable[[], dict[str, Any]]
 ) -> RunState:
-    """The run over ``source`` that began earlier, or a new one by ``make_plan`` (block_bytes, batch_rows, blocks of each
-    lane, began_ns, timestamps).
+    """The run over ``source`` that began earlier, or a new one by ``make_plan``: its numbers, and ``spans``, the blocks
+    of each lane.
 
     Raises :class:`UsageError` where another process is at it, the file has changed since, or the state is damaged.
     """

@@ -73,7 +73,8 @@ def expected(data: bytes, delimiter=","):
         elif parse_number(cells[5]) is None:
             bad.append((number, "not_a_number"))
         else:
-            rows.append((cells[3], cells[4], cells[2], cells[1], parse_time_ns(cells[0]), parse_number(cells[5])))
+            names = [cell.strip() for cell in cells]
+            rows.append((names[3], names[4], names[2], names[1], parse_time_ns(cells[0]), parse_number(cells[5])))
     return rows, sorted(bad)
 
 
