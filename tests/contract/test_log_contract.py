@@ -255,6 +255,16 @@ class TestLogContract:
         log.commit([data(0, 10, payload_for(0, 10))])
         assert offsets_of(log, 0) == [0, 10]
 
+    def test_r28_what_a_gap_covers_is_read_no_more(self, log: TopicLog) -> None:
+        fill(log, 500)
+        log.commit([gap(0, 10, 19, "dropped by hand"), gap(0, 490, 499, "dropped by hand")])
+        assert offsets_of(log, 0) == [*range(10), *range(20, 490)]
+        assert offsets_of(log, 1) == list(range(500))
+        assert log.cut(0, 5, 500, 100, 1 << 30) == (24, 100, 1000)
+        assert log.find_time(0, 1_000_012) == 20
+        log.commit([data(0, 500, payload_for(0, 500))])
+        assert offsets_of(log, 0)[-1] == 500
+
     # -- threads and ends
 
     def test_readers_see_whole_commits_while_the_writer_goes_on(self, log: TopicLog) -> None:

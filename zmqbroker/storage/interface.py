@@ -31,7 +31,8 @@ __all__ = [
 KIND_DATA: Final = 1  # a payload at an offset
 KIND_CONTROL: Final = 2  # an opaque journal entry of the core
 KIND_VOID: Final = 3  # an offset whose payload failed its CRC: no rows, no payload
-KIND_GAP: Final = 4  # offsets that are no more: ``offset`` to ``lowest``, both included; the payload is why (UTF-8)
+KIND_GAP: Final = 4  # offsets that are no more: ``offset`` to ``lowest``, both included; the payload is why (UTF-8).
+# What a gap covers is not read again, even where its records still lie on disk: so a gap is also how to drop a few.
 KIND_SNAPSHOT: Final = 5  # the core's whole state; recovery starts from the latest
 
 CONTROL_PARTITION: Final = 0xFFFF

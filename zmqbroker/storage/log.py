@@ -295,6 +295,10 @@ class DiskLog(TopicLog):
                 records += segment.summary.records
             if count:
                 self._state = (sealed[count:], active)
+                firsts = self.stats().first_offsets
+                for key, gap in list(self._gaps.items()):
+                    if gap.partition < len(firsts) and gap.last < firsts[gap.partition]:
+                        del self._gaps[key]
                 for segment in sealed[:count]:
                     self._cache.forget(segment.number)
                     self._spares.drop(segment.path)
@@ -308,9 +312,10 @@ class DiskLog(TopicLog):
         payloads: list[memoryview] = []
         gaps: list[Gap] = []
         for segment in _overlapping(sealed, partition, first, last):
-            columns = self._index(segment).get(partition)
+            columns = self._held(self._index(segment).get(partition, EMPTY), partition)
             self._read_part(segment, columns, partition, first, last, parts, payloads, gaps)
-        self._read_part(active, active.columns(partition), partition, first, last, parts, payloads, gaps)
+        columns = self._held(active.columns(partition), partition)
+        self._read_part(active, columns, partition, first, last, parts, payloads, gaps)
         if self._news:
             news = [
                 g for g in list(self._news.values()) if g.partition == partition and g.first <= last and g.last >= first
@@ -323,7 +328,7 @@ class DiskLog(TopicLog):
     def _read_part(
         self,
         segment: _Sealed | ActiveSegment,
-        columns: Columns | None,
+        columns: Columns,
         partition: int,
         first: int,
         last: int,
@@ -331,8 +336,6 @@ class DiskLog(TopicLog):
         payloads: list[memoryview],
         gaps: list[Gap],
     ) -> None:
-        if columns is None:
-            return
         start, stop = columns.find(first), columns.find(last + 1)
         if start >= stop:
             return
@@ -380,9 +383,11 @@ class DiskLog(TopicLog):
         for segment in sealed:
             part = segment.summary.partitions.get(partition)
             if part is not None and part.newest_ms >= time_ms:
-                columns = self._index(segment)[partition]
-                return int(columns.offset[int((columns.time_ms >= time_ms).argmax())])
-        columns = active.columns(partition)
+                columns = self._held(self._index(segment)[partition], partition)
+                late = columns.time_ms >= time_ms
+                if late.any():
+                    return int(columns.offset[int(late.argmax())])
+        columns = self._held(active.columns(partition), partition)
         late = columns.time_ms >= time_ms
         return int(columns.offset[int(late.argmax())]) if late.any() else synced
 
@@ -421,8 +426,21 @@ class DiskLog(TopicLog):
         self, sealed: tuple[_Sealed, ...], active: ActiveSegment, partition: int, first: int, last: int
     ) -> Iterator[Columns]:
         for segment in _overlapping(sealed, partition, first, last):
-            yield self._index(segment)[partition]
-        yield active.columns(partition)
+            yield self._held(self._index(segment)[partition], partition)
+        yield self._held(active.columns(partition), partition)
+
+    def _held(self, columns: Columns, partition: int) -> Columns:
+        """Without what a gap has declared to be no more."""
+        if not self._gaps:
+            return columns
+        keep: np.ndarray | None = None
+        for gap in list(self._gaps.values()):
+            if gap.partition == partition:
+                start, stop = columns.find(gap.first), columns.find(gap.last + 1)
+                if start < stop:
+                    keep = np.ones(len(columns.offset), dtype=bool) if keep is None else keep
+                    keep[start:stop] = False
+        return columns if keep is None else Columns(*(column[keep] for column in columns))
 
     def _index(self, segment: _Sealed) -> dict[int, Columns]:
         held = segment.held
