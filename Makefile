@@ -79,6 +79,7 @@ lint: $(STAMP)  ## ruff, import rules, types
 ##@ Measuring and documents
 
 bench: $(STAMP)  ## every benchmark; results in loadtest/results/ and docs/performance.md
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[embedded,dev,bench]'
 	$(BIN)/python -m loadtest.bench all $(ARGS)
 	$(BIN)/python -m loadtest.bench.report
 
