@@ -119,6 +119,8 @@ class Bridge:
         close = getattr(result, "close", lambda: None)
         status, headers = said
         if live.LIVE_KEY in environ:
+            # What follows has no length, whatever the empty body of the view's response had.
+            headers = [(name, value) for name, value in headers if name != "content-length"]
             return Answer(status, headers, None, None, close)
         if (
             status in (204, 304)
@@ -210,6 +212,8 @@ class Bridge:
     async def _websocket(self, scope: Scope, proto: WebsocketProtocol) -> None:
         environ = _environ(scope)
         environ[live.ASYNC_KEY] = environ[live.WEBSOCKET_KEY] = True
+        # With it werkzeug would look for routes that are marked as WebSockets.
+        environ.pop("HTTP_UPGRADE", None)
         answer = await self._call(environ)
         tail = environ.get(live.LIVE_KEY)
         answer.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from flask import Response, current_app, jsonify
 from flask.views import MethodView
@@ -37,7 +36,7 @@ class Stats(MethodView):
         monitor: Monitor = current_app.extensions["monitor"]
         answers: AnswerCache = current_app.extensions["answers"]
         found = totals.pipeline(context.store())
-        topic = monitor.topic_stats()
+        topic, group = monitor.topic_stats(), monitor.group_stats()
         known = monitor.broker.value is not None
         now_ms = int(time.time() * 1000)
         last_ms = found["last_ms"]
@@ -47,14 +46,14 @@ class Stats(MethodView):
             rejected=found["rejects_rows"],
             dead=topic.get("dead", 0) if known else None,
             lag={
-                "rows": _lag_rows(topic) if known else None,
-                "seconds": topic.get("oldest_age_seconds", 0.0) if known else None,
+                "rows": group.get("lag_rows", topic.get("rows", 0)) if known else None,
+                "seconds": group.get("oldest_age_seconds", topic.get("oldest_age_seconds", 0.0)) if known else None,
                 "newest_sample_age_seconds": round((now_ms - last_ms) / 1000, 3) if last_ms is not None else None,
             },
             rates={"rows_per_second": topic.get("throughput_rows_per_sec", 0.0) if known else None},
             broker={
                 "reachable": known,
-                "subscribers": topic.get("subscribers", 0) if known else None,
+                "collectors": group.get("members", 0) if known else None,
                 "in_flight": topic.get("in_flight", 0) if known else None,
                 "topics": (monitor.broker.value or {}).get("topics", {}) if known else None,
             },
@@ -68,10 +67,3 @@ class Stats(MethodView):
             cache={"hits": answers.hits, "misses": answers.misses},
             timestamp=format_ms(now_ms),
         )
-
-
-def _lag_rows(topic: dict[str, Any]) -> Any:
-    for name in ("lag_rows", "backlog_rows", "in_flight"):
-        if name in topic:
-            return topic[name]
-    return 0
