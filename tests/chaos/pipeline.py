@@ -28,11 +28,13 @@ class Program:
         self.log_path = logs / f"{name}.log"
         self.popen: subprocess.Popen[bytes] | None = None
         self.stopped = False
+        self._log_at = 0
 
     def start(self) -> None:
         with self.log_path.open("ab") as log:
             log.write(f"--- start of {self.name}\n".encode())
             log.flush()
+            self._log_at = log.tell()
             self.popen = subprocess.Popen(
                 self._command,
                 cwd=ROOT,
@@ -43,6 +45,11 @@ class Program:
                 start_new_session=True,
             )
         self.stopped = False
+
+    @property
+    def said_anything(self) -> bool:
+        """Has it logged since its last start? Before that Python still reads modules, and a signal just ends it."""
+        return self.log_path.stat().st_size > self._log_at
 
     @property
     def running(self) -> bool:
