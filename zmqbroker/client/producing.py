@@ -210,7 +210,8 @@ class ProducerConversation:
                 MAGIC, VERSION, publish, flags, batch.partition, generation, batch.rows, session, seq, lowest,
                 wanted if wanted > sent else sent, batch.crc, batch.key, batch.count, 0,
             )  # fmt: skip
-            out.append([header + payload] if size <= _INLINE else [header, payload])
+            # A payload of no bytes needs its frame: alone the header would be no whole PUBLISH.
+            out.append([header + payload] if HEADER_BYTES < size <= _INLINE else [header, payload])
         self.unsent_bytes -= sent - self.sent_bytes
         self.sent_bytes = sent
         self._told_wanted = max(wanted, sent)

@@ -1,0 +1,281 @@
+"""The promises, checked while a world runs (GUARANTEES): nothing lost, nothing doubled, nothing unbounded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from consumers.merge import Address
+from tests.helpers.core_invariants import check_invariants
+from tests.simulation.clockwork import Violation
+from zmqbroker import protocol
+from zmqbroker.client.consuming import Delivery
+from zmqbroker.core import events as ev
+from zmqbroker.core.effects import Hand
+from zmqbroker.core.group import Group, Range
+from zmqbroker.core.partition import ENTRY_OVERHEAD_BYTES
+from zmqbroker.core.state import open_envelope
+from zmqbroker.core.topic import Topic
+from zmqbroker.protocol import RECORD, Type
+from zmqbroker.storage.interface import KIND_DATA
+
+if TYPE_CHECKING:
+    from tests.simulation.actors import OrderedReader, SimulatedCollector
+    from tests.simulation.broker import BrokerProcess
+    from tests.simulation.network import Connection, Frames
+    from tests.simulation.world import World
+
+SINK = "clickhouse"
+
+
+class Checks:
+    """What the world has seen, and what must therefore be true."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.batches: dict[Address, int] = {}
+        self.acked_: set[Address] = set()
+        self.durable: dict[tuple[int, int], Address] = {}
+        """What topic ``t`` holds durably: (partition, offset) -> address."""
+        self.places: dict[Address, tuple[int, int]] = {}
+        self.dead: set[Address] = set()
+        self.letters: set[tuple] = set()
+        self.lost: set[Address] = set()
+        """Records that a recorded gap covers, or that a policy without fsync lost with the power."""
+        self._hands: dict[tuple[str, int], list[tuple]] = {}
+        self._unsynced: list[tuple[str, list[tuple]]] = []
+        self._ranges: dict[int, tuple[int, int, int]] = {}
+        self._ordered: dict[int, tuple[int, int]] = {}
+        self.deliveries = self.turns = 0
+
+    # --- producers
+
+    def published(self, session: int, seq: int, rows: int) -> None:
+        self.batches[Address(session, seq)] = rows
+
+    def acked(self, session: int, seq: int) -> None:
+        address = Address(session, seq)
+        self.acked_.add(address)
+        if self.world.profile.topic.fsync == "commit" and address not in self.places and not self.safe(address):
+            raise Violation(f"{address} was acked, and is in no log")
+
+    def safe(self, address: Address) -> bool:
+        """Stored, dead-lettered, or known to be lost."""
+        return address in self.world.store.rows or address in self.dead or address in self.lost
+
+    # --- the log
+
+    def handed(self, broker: BrokerProcess, hands: list[Hand]) -> None:
+        for hand in hands:
+            self._hands[hand.topic, hand.commit_id] = hand.appends
+
+    def written(self, broker: BrokerProcess, events: list[tuple]) -> None:
+        for event in events:
+            if event[0] != ev.COMMITTED:
+                continue
+            _, topic, commit_id, bad, synced = event
+            for key in sorted(k for k in self._hands if k[0] == topic and k[1] <= commit_id):
+                wrong = set(bad.get(key[1], ()))
+                data = [a for i, a in enumerate(self._hands.pop(key)) if a[0] == KIND_DATA and i not in wrong]
+                self._unsynced.append((topic, data))
+            if synced:
+                for name, data in self._unsynced:
+                    if name == topic:
+                        for append in data:
+                            self._became_durable(name, append)
+                self._unsynced = [x for x in self._unsynced if x[0] != topic]
+
+    def _became_durable(self, topic: str, append: tuple) -> None:
+        if topic == "t":
+            self._place((append[1], append[2]), Address(append[3], append[4]))
+        elif topic == "t.dlq":
+            self._letter(append[9])
+
+    def _place(self, place: tuple[int, int], address: Address) -> None:
+        if address in self.places and self.places[address] != place:
+            raise Violation(f"{address} is in the log twice: at {self.places[address]} and {place}")
+        if self.durable.get(place, address) != address:
+            raise Violation(f"offset {place} held {self.durable[place]}, now {address}")
+        self.durable[place] = address
+        self.places[address] = place
+
+    def _letter(self, payload: bytes) -> None:
+        origin, _ = open_envelope(payload)
+        key = (origin["log"], origin["partition"], origin["offset"], origin["group"])
+        if key in self.letters:
+            raise Violation(f"dead letter written twice: {key}")
+        self.letters.add(key)
+        if origin["group"] == SINK:
+            self.dead.add(Address(int(str(origin["session"])), int(str(origin["seq"]))))
+
+    def killed(self, broker: BrokerProcess, power: bool) -> None:
+        self._hands.clear()
+        self._unsynced.clear()
+
+    def recovered(self, broker: BrokerProcess) -> None:
+        """The broker has started on what its disks kept."""
+        core = broker.core
+        self._wrap(broker)
+        topic = core.topics.get("t")
+        if topic is None:
+            return
+        log = broker.log("t")
+        firsts = log.stats().first_offsets
+        gaps = [(g[0], g[1], g[2]) for g in topic.gaps]
+        found: dict[tuple[int, int], Address] = {}
+        for partition, part in enumerate(topic.partitions):
+            chunk = log.read(partition, 0, part.next_offset)
+            for record in chunk.records.tolist():
+                found[partition, record[0]] = Address(record[1], record[2])
+            for gap in chunk.gaps:
+                gaps.append((gap.partition, gap.first, gap.last))
+        for place, address in self.durable.items():
+            if place in found:
+                if found[place] != address:
+                    raise Violation(f"after recovery offset {place} holds {found[place]}, not {address}")
+            elif any(g[0] == place[0] and g[1] <= place[1] <= g[2] for g in gaps):
+                self.lost.add(address)
+            elif place[1] >= firsts[place[0]]:
+                raise Violation(f"{address} was durable at {place}, and recovery lost it")
+        for place, address in found.items():
+            self._place(place, address)
+        if self.world.profile.topic.fsync != "commit":
+            for address in self.acked_:
+                if address not in self.places:
+                    self.lost.add(address)
+        self._check_nothing_skipped(topic, firsts)
+
+    def _check_nothing_skipped(self, topic: Topic, firsts: list[int]) -> None:
+        """What is acked and neither stored nor dead must still be ahead of the sink's group."""
+        group = topic.groups.get(SINK)
+        for address in self.acked_:
+            if self.safe(address):
+                continue
+            place = self.places.get(address)
+            if place is None:
+                raise Violation(f"{address} was acked, and is nowhere")
+            if place[1] < firsts[place[0]]:
+                raise Violation(f"{address} was acked, is not stored, and its segment is gone")
+            if group is None:
+                continue
+            gp = group.parts[place[0]]
+            if place[1] < gp.sealed_next and not any(r.first <= place[1] <= r.last for r in gp.outstanding.values()):
+                raise Violation(f"{address} at {place} was acked, is not stored, and the group is past it")
+
+    def _wrap(self, broker: BrokerProcess) -> None:
+        consuming = broker.core.consuming
+        settled = consuming.settled
+
+        def checked(topic: Topic, group: Group, range_: Range, rejected: int, dead: int) -> None:
+            self.settled(topic, group, range_)
+            settled(topic, group, range_, rejected, dead)
+
+        consuming.settled = checked  # type: ignore[method-assign]
+
+    # --- the core
+
+    def turned(self, broker: BrokerProcess) -> None:
+        self.turns += 1
+        core, profile = broker.core, self.world.profile
+        pool = core.state.pool
+        floors = 2 * 4096 * max(1, pool.sessions)
+        if pool.outstanding_bytes > profile.broker.ingress_pool_bytes + floors:
+            raise Violation(f"{pool.outstanding_bytes} bytes of credit are out, of {pool.pool_bytes}")
+        if self.turns % profile.check_every:
+            return
+        check_invariants(core)
+        tail = undurable = 0
+        for topic in core.topics.values():
+            for part in topic.partitions:
+                tail += part.tail_bytes
+                keep = part.entries[max(0, part.durable_offset - part.base) :]
+                undurable += sum(len(e[3] or b"") + ENTRY_OVERHEAD_BYTES for e in keep)
+        if tail > 2 * profile.broker.tail_bytes + undurable + profile.tail_slack_bytes:
+            raise Violation(f"the tail holds {tail} bytes, {undurable} not durable, of {profile.broker.tail_bytes}")
+        for group in (g for t in core.topics.values() for g in t.groups.values()):
+            if len(group.ready) + len(group.delayed) > 4 * len(group.ranges) + 200:
+                raise Violation(f"group {group.name} queues {len(group.ready)} + {len(group.delayed)} dead entries")
+
+    def settled(self, topic: Topic, group: Group, range_: Range) -> None:
+        if topic.name != "t" or group.name != SINK:
+            return
+        for offset in range(range_.first, range_.last + 1):
+            address = self.durable.get((range_.partition, offset))
+            if address is not None and not self.safe(address):
+                raise Violation(f"range {range_.id} is settled, and {address} at {offset} is neither stored nor dead")
+
+    def sent(self, broker: BrokerProcess, connection: Connection, frames: Frames) -> None:
+        h = protocol.unpack(frames[0])
+        if h.type != Type.DELIVER:
+            return
+        self.deliveries += 1
+        peer = broker.core.state.peers[connection.id]
+        durable_group = peer.group.config.durable  # type: ignore[union-attr]
+        if durable_group:
+            bounds = (h.partition, h.b, h.c)
+            if self._ranges.setdefault(h.a, bounds) != bounds:
+                raise Violation(f"range {h.a} was {self._ranges[h.a]}, now {bounds}")
+        import numpy as np
+
+        for record in np.frombuffer(frames[1], dtype=RECORD).tolist():
+            place = (h.partition, record[0])
+            if self.durable.get(place) != Address(record[1], record[2]):
+                raise Violation(
+                    f"delivered {record[1]}/{record[2]} at {place}, durable there: {self.durable.get(place)}"
+                )
+            if not h.b <= record[0] <= h.c:
+                raise Violation(f"record {record[0]} in range {h.b}-{h.c}")
+
+    # --- consumers
+
+    def received(self, collector: SimulatedCollector, delivery: Delivery) -> None:
+        pass
+
+    def content(self, session: int, seq: int, rows: int, payload: bytes) -> None:
+        expected, expected_rows = self.world.batch(session, seq)
+        if payload != expected or rows != expected_rows:
+            raise Violation(f"the content of {session}/{seq} changed")
+
+    def ordered(self, reader: OrderedReader, delivery: Delivery) -> None:
+        """A range of an ordered group comes after all before it are acked."""
+        next_, _ = self._ordered.get(delivery.partition, (0, 0))
+        if delivery.first > next_ and any(
+            p == delivery.partition and next_ <= o < delivery.first for p, o in self.durable
+        ):
+            raise Violation(f"ordered: {delivery} came before {next_} was acked")
+
+    def ordered_acked(self, delivery: Delivery) -> None:
+        next_, _ = self._ordered.get(delivery.partition, (0, 0))
+        self._ordered[delivery.partition] = (max(next_, delivery.last + 1), 0)
+
+    # --- the end
+
+    def finished(self) -> str:
+        """What is still open when everything should have drained; "" when nothing is."""
+        world = self.world
+        for producer in world.producers:
+            if producer.conversation.pending:
+                c = producer.conversation
+                return (
+                    f"producer {producer.session} is stuck with {len(c.pending)} batches: accepted {c.connected}, "
+                    f"sent {c.sent_bytes} of {c.granted_bytes} granted, wants {c._wanted}, to send {len(c.to_send)}"
+                )
+        for address in self.acked_:
+            if not self.safe(address):
+                return f"{address} at {self.places.get(address)} is acked, and neither stored nor dead"
+        topic = world.broker.core.topics.get("t")
+        if topic is None:
+            return ""
+        for group in topic.groups.values():
+            if not group.config.durable or not group.members:
+                continue
+            if group.ranges:
+                r = next(iter(group.ranges.values()))
+                return f"group {group.name} still has range {r.id} {r.first}-{r.last} in state {r.state}"
+            for part, gp in zip(topic.partitions, group.parts, strict=True):
+                if gp.sealed_next < part.next_offset:
+                    return f"group {group.name} stands at {gp.sealed_next} of {part.next_offset}"
+        pool = world.broker.core.state.pool
+        ahead = sum(s.granted_bytes - s.received_bytes for s in world.broker.core.state.sessions.values())
+        if pool.outstanding_bytes != ahead:
+            return f"credit leaked: {pool.outstanding_bytes} out, {ahead} ahead"
+        return ""

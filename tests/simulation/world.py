@@ -1,0 +1,370 @@
+"""A seeded world: producers, a broker on failing disks, collectors, a store, a network, and what befalls them.
+
+One seed, one history. ``World(seed).run(steps)`` raises :class:`Violation` where a promise is broken; the message
+ends with the command that plays the same history again.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+from consumers.merge import Address
+from tests.simulation.actors import OrderedReader, SimulatedCollector, SimulatedProducer, Tail
+from tests.simulation.broker import BrokerProcess
+from tests.simulation.checks import Checks
+from tests.simulation.clockwork import Clockwork, Violation
+from tests.simulation.network import Frames, SimulatedLink, flip_payload
+from tests.simulation.store import Store
+from zmqbroker.core.config import BrokerConfig, TopicConfig
+
+_ = errno
+
+
+@dataclass
+class Profile:
+    """What kind of world a seed makes."""
+
+    broker: BrokerConfig
+    topic: TopicConfig
+    producers: int = 2
+    collectors: int = 2
+    ordered: bool = False
+    survival: float = 0.5
+    drain_messages: int = 512
+    producer_buffer_bytes: int = 20_000
+    payload_bytes_max: int = 400
+    store_refuses_now: float = 0.0
+    store_answers_lost: float = 0.0
+    corrupt_in_transit: float = 0.0
+    slow_work: float = 0.0
+    poison: int = 0
+    """One batch in so many is refused by the store for good."""
+    killer: int = 0
+    """One batch in so many kills the collector that opens it."""
+    fault_pause_s: float = 1.5
+    check_every: int = 7
+    tail_slack_bytes: int = 1 << 21
+    group_options: dict[str, Any] = field(default_factory=dict)
+    faults: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, rng: random.Random) -> Profile:
+        def maybe(probability: float, value: float) -> float:
+            return value * rng.random() if rng.random() < probability else 0.0
+
+        payload_bytes_max = rng.choice([60, 400, 3000])
+        return cls(
+            broker=BrokerConfig(
+                ingress_pool_bytes=rng.choice([1 << 16, 1 << 18, 1 << 22]),
+                credit_floor_bytes=rng.choice([4096, 1 << 15, 1 << 18]),
+                message_bytes_max=8192,
+                tail_bytes=rng.choice([2000, 20_000, 1 << 20]),
+                heartbeat_s=1.0,
+            ),
+            topic=TopicConfig(
+                partitions=rng.choice([1, 2, 4]),
+                fsync=rng.choices(["commit", "interval", "never"], [8, 1, 1])[0],
+                fsync_interval_ms=200,
+                segment_bytes=rng.choice([1 << 15, 1 << 16, 1 << 18]),
+                retention_ms=rng.choice([0, 2000, 900_000]),
+            ),
+            producers=rng.randint(1, 4),
+            collectors=rng.randint(1, 3),
+            ordered=rng.random() < 0.4,
+            survival=rng.choice([0.0, 0.5, 0.9]),
+            drain_messages=rng.choice([1, 8, 512]),
+            producer_buffer_bytes=rng.choice([2000, 20_000, 200_000]),
+            payload_bytes_max=payload_bytes_max,
+            store_refuses_now=maybe(0.3, 0.1),
+            store_answers_lost=maybe(0.4, 0.2),
+            corrupt_in_transit=maybe(0.3, 0.05),
+            slow_work=maybe(0.3, 0.1),
+            poison=rng.choice([0, 0, 50, 300]),
+            killer=rng.choice([0, 0, 0, 300]),
+            fault_pause_s=rng.choice([0.3, 1.5, 5.0]),
+            group_options={"max_rows": rng.choice([20, 200, 5000]), "linger_ms": rng.choice([5, 100])},
+            faults={
+                name: weight * rng.random()
+                for name, weight in {
+                    "break_connection": 6.0,
+                    "kill_broker": 1.0,
+                    "lose_power": 1.0,
+                    "die_in_a_write": 1.0,
+                    "stop_broker": 0.7,
+                    "pause_broker": 0.7,
+                    "kill_collector": 1.5,
+                    "pause_collector": 1.5,
+                    "collector_leaves": 0.5,
+                    "kill_producer": 1.0,
+                    "pause_producer": 0.7,
+                    "restart_store": 1.0,
+                    "slow_store": 0.5,
+                    "jump_clock": 0.5,
+                    "fill_disk": 0.7,
+                    "fail_sync": 0.3,
+                    "tail": 1.0,
+                }.items()
+            },
+        )
+
+
+class World:
+    """See the module. ``draining``: faults and publishing have stopped, everything must come to rest."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.clock = Clockwork(seed)
+        self.profile = Profile.of(self.clock.rng)
+        self.draining = False
+        self.queries = 0
+        self.finished_connections: set[bytes] = set()
+        self._wall_ms = 1_760_000_000_000
+        self._connections = self._incarnations = self._sessions = self._names = 0
+        self._cures: set[Address] = set()
+        self.store = Store(self)
+        self.checks = Checks(self)
+        self.broker = BrokerProcess(self)
+        self.broker.start()
+        self.producers: list[SimulatedProducer] = []
+        self.collectors: list[SimulatedCollector] = []
+        self.readers: list[OrderedReader] = []
+        self.tails: list[Tail] = []
+        for _ in range(self.profile.producers):
+            self.producers.append(SimulatedProducer(self, self._new_session()))
+        for _ in range(self.profile.collectors):
+            self._new_collector()
+        if self.profile.ordered:
+            for _ in range(2):
+                self._new_reader()
+        self.clock.after(self.profile.fault_pause_s, self._fault)
+
+    # --- what the parts ask
+
+    def chance(self, probability: float) -> bool:
+        return probability > 0 and not self.draining and self.clock.rng.random() < probability
+
+    def wall_ms(self) -> int:
+        return self._wall_ms + int(self.clock.now * 1000)
+
+    def next_connection_id(self) -> bytes:
+        self._connections += 1
+        return b"\0" + self._connections.to_bytes(4, "little")
+
+    def next_incarnation(self) -> int:
+        self._incarnations += 1
+        return self._incarnations
+
+    def _new_session(self) -> int:
+        self._sessions += 1
+        return self._sessions * 1_000_003
+
+    def batch(self, session: int, seq: int) -> tuple[bytes, int]:
+        """Payload and rows of a batch: the same whenever it is asked for."""
+        mix = (session * 2_654_435_761 + seq * 40_503) & 0xFFFFFFFF
+        size = mix % self.profile.payload_bytes_max
+        text = b"%d/%d/" % (session, seq)
+        return (text * (size // len(text) + 1))[:size], 1 + (mix >> 8) % 20
+
+    def is_poison(self, address: Address) -> bool:
+        return bool(self.profile.poison) and (address.session + address.seq * 7919) % self.profile.poison == 0
+
+    def is_killer(self, address: Address) -> bool:
+        return bool(self.profile.killer) and (address.session * 3 + address.seq * 104_729) % self.profile.killer == 1
+
+    def corrupt_in_transit(self, frames: Frames) -> Frames:
+        if self.chance(self.profile.corrupt_in_transit):
+            return flip_payload(frames, self.clock.rng.randrange(1 << 16))
+        return frames
+
+    def collector_died(self, collector: SimulatedCollector) -> None:
+        collector.kill()
+        self._replace_collector(collector, self.clock.between(0.2, 2.0))
+
+    # --- what befalls them
+
+    def _fault(self) -> None:
+        if self.draining:
+            return
+        names = list(self.profile.faults)
+        name = self.clock.rng.choices(names, [self.profile.faults[n] for n in names])[0]
+        getattr(self, f"_{name}")()
+        self.clock.after(self.profile.fault_pause_s * self.clock.between(0.2, 2), self._fault)
+
+    def _links(self) -> list[SimulatedLink]:
+        actors = [*self.producers, *self.collectors, *self.readers, *self.tails]
+        return [a.link for a in actors if not a.dead]
+
+    def _break_connection(self) -> None:
+        for link in self.clock.rng.sample(self._links(), k=min(len(self._links()), self.clock.rng.randint(1, 3))):
+            link.break_connection()
+
+    def _restart_broker_later(self) -> None:
+        self.clock.after(self.clock.between(0.01, 4.0), self._start_broker)
+
+    def _start_broker(self) -> None:
+        if not self.broker.up:
+            self.broker.start()
+            if not self.broker.up:  # it died again while it recovered
+                self._restart_broker_later()
+
+    def _kill_broker(self) -> None:
+        self.broker.kill(power=False)
+        self._restart_broker_later()
+
+    def _lose_power(self) -> None:
+        self.broker.kill(power=True)
+        self._restart_broker_later()
+
+    def _die_in_a_write(self) -> None:
+        if self.broker.up:
+            self.broker.die_in(self.clock.rng.randint(0, 12))
+
+    def _stop_broker(self) -> None:
+        self.broker.stop()
+        self._restart_broker_later()
+
+    def _pause_broker(self) -> None:
+        if not self.broker.up:
+            return
+        self.broker.pause()
+        seconds = self.clock.between(0.1, 3.0) if self.chance(0.7) else self.clock.between(10, 60)
+        self.clock.after(seconds, self.broker.resume)
+
+    def _kill_collector(self) -> None:
+        alive = [c for c in self.collectors if not c.dead]
+        if alive:
+            self.collector_died(self.clock.rng.choice(alive))
+
+    def _replace_collector(self, collector: SimulatedCollector, in_s: float) -> None:
+        if collector in self.collectors:
+            self.collectors.remove(collector)
+            self.clock.after(in_s, self._new_collector)
+
+    def _new_collector(self) -> None:
+        self._names += 1
+        self.collectors.append(SimulatedCollector(self, f"c{self._names}"))
+
+    def _new_reader(self) -> None:
+        self._names += 1
+        self.readers.append(OrderedReader(self, f"o{self._names}"))
+
+    def _pause_collector(self) -> None:
+        alive = [c for c in self.collectors if not c.dead and not c.paused]
+        if alive:
+            collector = self.clock.rng.choice(alive)
+            collector.pause()
+            seconds = self.clock.between(0.1, 6.0) if self.chance(0.6) else self.clock.between(6, 60)
+            self.clock.after(seconds, collector.resume)
+
+    def _collector_leaves(self) -> None:
+        alive = [c for c in self.collectors if not c.dead and not c.paused]
+        if alive:
+            collector = self.clock.rng.choice(alive)
+            collector.leave()
+            self._replace_collector(collector, self.clock.between(0.0, 2.0))
+
+    def _kill_producer(self) -> None:
+        producer = self.clock.rng.choice(self.producers)
+        self.producers.remove(producer)
+        producer.kill()
+
+        def again() -> None:
+            if self.chance(0.6):
+                # Resumed (R8): from a state that may lag behind what was acked.
+                first = max(1, producer.conversation.lowest_unacked - self.clock.rng.randint(0, 5))
+                self.producers.append(SimulatedProducer(self, producer.session, first))
+            else:
+                self.producers.append(SimulatedProducer(self, self._new_session()))
+
+        self.clock.after(self.clock.between(0.0, 2.0), again)
+
+    def _pause_producer(self) -> None:
+        producer = self.clock.rng.choice(self.producers) if self.producers else None
+        if producer is not None and not producer.paused:
+            producer.pause()
+            self.clock.after(self.clock.between(0.5, 30.0), producer.resume)
+
+    def _restart_store(self) -> None:
+        if self.store.up:
+            self.store.stop()
+            self.clock.after(self.clock.between(0.1, 15.0), self.store.start)
+
+    def _slow_store(self) -> None:
+        self.store.slow = not self.store.slow
+
+    def _jump_clock(self) -> None:
+        self._wall_ms += int(self.clock.between(-1, 1) * self.clock.rng.choice([1e3, 3.6e6, 3e9]))
+
+    def _fill_disk(self) -> None:
+        disks = list(self.broker.disks.values())
+        for disk in disks:
+            disk.capacity = disk.capacity - disk.free_bytes + self.clock.rng.randint(0, 4000)
+
+        def free() -> None:
+            for disk in disks:
+                disk.capacity = 1 << 30
+
+        self.clock.after(self.clock.between(0.5, 10.0), free)
+
+    def _fail_sync(self) -> None:
+        for disk in self.broker.disks.values():
+            logs = [p for p in disk.paths() if p.endswith(".log")]
+            if logs and self.chance(0.7):
+                disk.fail_sync(logs[-1]) if self.chance(0.5) else disk.fail_write(logs[-1])
+        # An operator restarts what has stopped.
+        self.clock.after(self.clock.between(1, 10), self._restart_stopped)
+
+    def _restart_stopped(self) -> None:
+        if self.broker.up and not self.broker.paused and any(t.stopped for t in self.broker.core.topics.values()):
+            self.broker.kill(power=self.clock.rng.random() < 0.5)
+            self._restart_broker_later()
+
+    def _tail(self) -> None:
+        self.tails = [t for t in self.tails if not t.dead]
+        if len(self.tails) < 3:
+            self.tails.append(Tail(self))
+
+    # --- running
+
+    def run(self, steps: int) -> None:
+        """Play ``steps`` events, then let everything drain and check that it does."""
+        try:
+            while self.clock.steps < steps and self.clock.step():
+                pass
+            self._drain()
+        except Violation as e:
+            raise Violation(f"{e}\n{self.replay(steps)}") from e
+        except Exception as e:
+            raise Violation(f"{type(e).__name__}: {e}\n{self.replay(steps)}") from e
+
+    def replay(self, steps: int) -> str:
+        return f"at step {self.clock.steps}; again: python -m tests.simulation --seed {self.seed} --steps {steps}"
+
+    def _drain(self) -> None:
+        self.draining = True
+        self.profile.poison = self.profile.poison
+        if not self.store.up:
+            self.store.start()
+        self.store.slow = False
+        for disk in self.broker.disks.values():
+            disk.capacity = 1 << 30
+            disk.dies_in = None
+            disk.sync_fails.clear()
+            disk.write_fails.clear()
+        deadline_s = self.clock.now + 900.0
+        look_s = self.clock.now + 70.0  # pauses that were begun last up to a minute
+        while True:
+            while self.clock.now < look_s and self.clock.step():
+                pass
+            self._restart_stopped()
+            self._start_broker()
+            self.profile.killer = 0  # the poisoned programs are repaired in the end
+            open_ = "the broker is down" if not self.broker.up else self.checks.finished()
+            if not open_:
+                return
+            if self.clock.now > deadline_s:
+                raise Violation(f"900 s after the last fault: {open_}")
+            look_s = self.clock.now + 5.0
