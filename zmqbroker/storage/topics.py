@@ -20,6 +20,7 @@ from zmqbroker.errors import CorruptLog
 from zmqbroker.storage.filesystem import Filesystem, Lock, OsFilesystem
 from zmqbroker.storage.interface import TopicLog
 from zmqbroker.storage.log import DiskLog
+from zmqbroker.storage.memory import MemoryLog
 
 SETTINGS: Final = "topic.json"
 
@@ -57,8 +58,6 @@ class TopicStore:
     def open(self, name: str, config: TopicConfig) -> TopicLog:
         """Open a topic's log, or make it. The caller recovers it before anything else."""
         if config.storage == "memory":
-            from zmqbroker.storage.memory import MemoryLog
-
             return MemoryLog(config.partitions, segment_bytes=config.segment_bytes)
         directory = f"{self.data_dir}/{name}"
         self._filesystem.make_directory(directory)

@@ -1,0 +1,81 @@
+"""The durability policies of a topic, over real sockets and real files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from zmqbroker.client import Consumer, Producer
+from zmqbroker.core.config import TopicConfig
+from zmqbroker.testing import running_broker, topic_stats
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TopicConfig(fsync="commit", segment_bytes=1 << 20),
+        TopicConfig(fsync="interval", fsync_interval_ms=50, segment_bytes=1 << 20),
+        TopicConfig(fsync="never", segment_bytes=1 << 20),
+        TopicConfig(storage="memory", segment_bytes=1 << 20),
+    ],
+    ids=["commit", "interval", "never", "memory"],
+)
+def test_everything_published_is_acked_and_delivered_once_under_every_policy(
+    tmp_path: Path, config: TopicConfig
+) -> None:
+    with running_broker(tmp_path, topic=config) as broker:
+        url = broker.endpoints[0]
+        with Producer(url, "t") as producer, Consumer(url, "t", "g", linger_ms=10) as consumer:
+            for i in range(3000):
+                producer.publish(i.to_bytes(4, "little") * 250, rows=10)
+            assert producer.flush(20)
+            seen: list[int] = []
+            while len(seen) < 3000:
+                delivery = consumer.receive(10)
+                assert delivery is not None, f"nothing came after {len(seen)}"
+                assert not delivery.maybe_repeat
+                seen += [int.from_bytes(p[:4], "little") for p in delivery.payloads()]
+                consumer.ack(delivery)
+        assert sorted(seen) == list(range(3000))
+        assert topic_stats(broker, "t")["published_rows"] == 30_000
+
+
+@pytest.mark.parametrize("fsync", ["commit", "interval", "never"])
+def test_a_clean_stop_keeps_everything_under_every_policy(tmp_path: Path, fsync: str) -> None:
+    config = TopicConfig(fsync=fsync, segment_bytes=1 << 20)
+    with running_broker(tmp_path, topic=config) as broker, Producer(broker.endpoints[0], "t") as producer:
+        for _ in range(500):
+            producer.publish(b"x" * 1000, rows=7)
+        assert producer.flush(20)
+    with running_broker(tmp_path, topic=config) as broker:
+        assert topic_stats(broker, "t")["published_rows"] == 3500
+        with Consumer(broker.endpoints[0], "t", "g") as consumer:
+            rows = 0
+            while rows < 3500:
+                delivery = consumer.receive(10)
+                assert delivery is not None
+                rows += delivery.rows
+                consumer.ack(delivery)
+
+
+def test_r20_a_group_that_stalls_holds_its_records_and_they_are_read_back_from_disk(tmp_path: Path) -> None:
+    """The backlog is far above the tail cache, so ranges are cut and read from files."""
+    config = TopicConfig(segment_bytes=1 << 20, retention_ms=0)
+    with running_broker(tmp_path, topic=config, tail_bytes=1 << 20) as broker:
+        url = broker.endpoints[0]
+        with Consumer(url, "t", "g", credit=0, max_rows=5000) as consumer, Producer(url, "t") as producer:
+            for i in range(10_000):
+                producer.publish(i.to_bytes(4, "little") * 250, rows=10)
+            assert producer.flush(30)
+            assert topic_stats(broker, "t")["messages"] == 10_000
+            assert sum(p.tail_bytes for p in broker.core.topics["t"].partitions) < 2 << 20
+            consumer.set_credit(2)
+            seen: list[int] = []
+            while len(seen) < 10_000:
+                delivery = consumer.receive(10)
+                assert delivery is not None, f"nothing came after {len(seen)}"
+                assert delivery.rows <= 5000
+                seen += [int.from_bytes(p[:4], "little") for p in delivery.payloads()]
+                consumer.ack(delivery)
+            assert sorted(seen) == list(range(10_000))
