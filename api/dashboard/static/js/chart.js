@@ -2,7 +2,7 @@
 // dragging or by keys, and a legend that says value and unit.
 
 import { fill, h, token } from "./dom.js";
-import { dateTime, isUtc, quantity, short, unitName } from "./format.js";
+import { dateTime, isAmount, isUtc, quantity, short, unitName } from "./format.js";
 import { silentSince, summary } from "./series.js";
 import { onTheme } from "./settings.js";
 
@@ -101,7 +101,7 @@ export class Chart {
       const s = summary(line.column);
       if (s) [low, high] = [Math.min(low, s.low), Math.max(high, s.high)];
     }
-    if (low > high) return { min: 0, max: 1 };
+    if (low > high || (low === 0 && high === 0)) return { min: 0, max: 1 };
     if (low >= 0 && low < 0.5 * high) low = 0;
     const pad = (high - low || Math.abs(high) || 1) * 0.08;
     return { min: low === 0 ? 0 : low - pad, max: high + pad };
@@ -135,6 +135,7 @@ export class Chart {
         ...units.map((unit, i) => ({
           ...axis, scale: scaleName(unit), side: i ? 1 : 3, size: 52, grid: { ...axis.grid, show: !i },
           values: (_, ticks) => ticks.map((value) => (unit === "MiB" ? short(value / 1024) : unit === "bitmask" ? `0x${Math.max(0, value).toString(16)}` : short(value))),
+          ...(unit === "MiB" ? { incrs: MIB_STEPS } : {}),
           label: unit === "MiB" ? "GiB" : unitName(unit), labelFont: look.font, labelSize: unitName(unit) ? 16 : 0, labelGap: 0,
         })),
       ],
@@ -194,11 +195,11 @@ export class Chart {
       if (time === null) {
         const s = summary(line.column);
         parts.push(h("span", {}, name, this.lines.length > 1 ? `${line.label} ` : "", h("b", {}, s ? quantity(s.last, line.unit) : "no data"),
-          s ? ` · min ${quantity(s.low, line.unit)} · mean ${quantity(s.mean, line.unit)} · max ${quantity(s.high, line.unit)}` : ""));
+          s && this.lines.length <= 2 && isAmount(line.unit) ? ` · min ${quantity(s.low, line.unit)} · mean ${quantity(s.mean, line.unit)} · max ${quantity(s.high, line.unit)}` : ""));
         return;
       }
       const [value, low, high] = [1, 2, 3].map((k) => data[3 * i + k]?.[at]);
-      const spread = Number.isFinite(low) && low !== high ? ` (${quantity(low, line.unit)} to ${quantity(high, line.unit)})` : "";
+      const spread = this.lines.length <= 2 && isAmount(line.unit) && Number.isFinite(low) && low !== high ? ` (${quantity(low, line.unit)} to ${quantity(high, line.unit)})` : "";
       parts.push(h("span", {}, name, this.lines.length > 1 ? `${line.label} ` : "", h("b", {}, Number.isFinite(value) ? quantity(value, line.unit) : "no data"), spread));
     });
     const mark = time === null ? null : this.marks.find(({ t }) => Math.abs(t - time) < (this.range[1] - this.range[0]) / 150);
@@ -249,6 +250,9 @@ export class Chart {
     ctx.restore();
   }
 }
+
+/** Steps of an axis in MiB that are round numbers in GiB. */
+const MIB_STEPS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, ...[1, 2, 5, 10, 20, 50, 100, 200, 500, 1000].map((gib) => gib * 1024)];
 
 const scaleName = (unit) => `y-${unit || "1"}`;
 

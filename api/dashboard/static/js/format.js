@@ -32,7 +32,7 @@ export const unitName = (unit) => UNIT_NAMES[unit] ?? unit ?? "";
 /** Value and unit: "87 %", "41 °C", "1.2 GiB", "0x40". */
 export function quantity(value, unit) {
   if (!Number.isFinite(value)) return "–";
-  if (unit === "bitmask") return `0x${Math.max(0, Math.round(value)).toString(16)}`;
+  if (unit === "bitmask") return `0x${Math.max(0, Math.round(value)).toString(16)}${reasons(value)}`;
   if (unit === "bool") return value ? "yes" : "no";
   if (unit === "code" || unit === "generation") return String(value);
   if (unit === "MiB" && Math.abs(value) >= 1024) return `${plain(value / 1024, 3)} GiB`;
@@ -42,6 +42,18 @@ export function quantity(value, unit) {
   const name = unitName(unit);
   return short(value) + (name ? ` ${name}` : "");
 }
+
+const THROTTLE_BITS = ["idle", "application clocks", "power cap", "hardware slowdown", "sync boost", "software thermal", "hardware thermal", "power brake", "display"];
+
+/** " power cap, idle": what the bits of DCGM's clock event reasons stand for. */
+function reasons(value) {
+  const bits = Math.max(0, Math.round(value));
+  const names = THROTTLE_BITS.filter((_, i) => Math.floor(bits / 2 ** i) % 2);
+  return names.length ? ` ${names.join(", ")}` : " none";
+}
+
+/** Whether means and extremes of this unit say anything: codes and bits are names, not amounts. */
+export const isAmount = (unit) => !["bitmask", "code", "bool", "generation"].includes(unit);
 
 export function bytes(value) {
   if (!Number.isFinite(value)) return "–";
@@ -101,11 +113,12 @@ export const parseTime = (text) => (text ? Date.parse(text) : NaN);
 /** A metric's name for people: DCGM_FI_DEV_GPU_UTIL -> "GPU util". */
 export function metricTitle(name) {
   const words = name.replace(/^DCGM_(FI|EXP)_(DEV_|PROF_|SYSTEM_|DRIVER_)?/, "").toLowerCase().split("_");
-  return words.map((word, i) => TITLE_WORDS[word] ?? (i ? word : word[0].toUpperCase() + word.slice(1))).join(" ");
+  const title = words.map((word) => TITLE_WORDS[word] ?? word).join(" ");
+  return title[0].toUpperCase() + title.slice(1);
 }
 
 const TITLE_WORDS = {
-  gpu: "GPU", sm: "SM", mem: "memory", fb: "Framebuffer", enc: "Encoder", dec: "Decoder", util: "utilisation", temp: "temperature",
+  gpu: "GPU", sm: "SM", mem: "memory", fb: "framebuffer", enc: "encoder", dec: "decoder", util: "utilisation", temp: "temperature",
   xid: "XID", ecc: "ECC", sbe: "single-bit", dbe: "double-bit", vol: "volatile", agg: "aggregate", pcie: "PCIe", nvlink: "NVLink",
-  tx: "TX", rx: "RX", gr: "Graphics", dram: "DRAM", crc: "CRC", mgmt: "management",
+  tx: "TX", rx: "RX", gr: "graphics", dram: "DRAM", crc: "CRC", mgmt: "management",
 };

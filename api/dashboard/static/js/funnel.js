@@ -7,8 +7,11 @@ const STEPS = [
   ["Total", "gpus", "ever seen"],
   ["Reporting", "reporting", "seen within a minute"],
   ["Allocated", "allocated", "reporting and held by a pod or job"],
-  ["Active", "active", "reporting and working: engine or utilisation above 5 %"],
+  ["Active", "working", "allocated and working: engine or utilisation above 5 %"],
 ];
+
+/** `totals` of the fleet with `working`: a funnel only narrows, so of those allocated, unless no GPU tells who holds it. */
+const narrowed = (totals) => ({ ...totals, working: totals.allocated ? totals.allocated - (totals.idle_allocated ?? 0) : totals.active });
 
 export function funnel() {
   const lines = STEPS.map(([label, , meaning]) => {
@@ -19,7 +22,8 @@ export function funnel() {
   });
   return {
     element: h("div", { class: "funnel" }, lines.map((line) => line.element)),
-    set(totals) {
+    set(given) {
+      const totals = narrowed(given);
       STEPS.forEach(([, name], i) => {
         const share = totals.gpus ? (totals[name] ?? 0) / totals.gpus : 0;
         fill(lines[i].value, count(totals[name]));
@@ -27,6 +31,9 @@ export function funnel() {
         lines[i].bar.style.setProperty("transform", `scaleX(${share})`);
       });
     },
-    rows: (totals) => [["step", "gpus", "share of total"], ...STEPS.map(([label, name]) => [label, totals[name] ?? 0, totals.gpus ? (totals[name] ?? 0) / totals.gpus : 0])],
+    rows(given) {
+      const totals = narrowed(given);
+      return [["step", "gpus", "share of total"], ...STEPS.map(([label, name]) => [label, totals[name] ?? 0, totals.gpus ? (totals[name] ?? 0) / totals.gpus : 0])];
+    },
   };
 }

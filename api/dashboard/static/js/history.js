@@ -40,11 +40,16 @@ export async function history(gpuId, metrics, { startMs, endMs }, { maxPoints, s
       const { unit, factor } = drawing(metric);
       const points = factor === 1 ? series.points : series.points.map((p) => ({ timestamp: p.timestamp, value: scaled(p.value, factor), min: scaled(p.min, factor), max: scaled(p.max, factor) }));
       // The extremes of a counter are its readings, not its rates.
-      const drawn = agg === "rate" ? points.map((p) => ({ timestamp: p.timestamp, value: p.value })) : points;
+      const drawn = agg === "rate" ? wholeRates(points, body.step_seconds) : points;
       found.set(metric.name, { column: columns(drawn, body.step_seconds), unit, resolution: body.resolution, stepSeconds: body.step_seconds });
     }
   }));
   return found;
+}
+
+/** Rates without their first step, which has nothing to rise from, and without a last one that is not over yet. */
+function wholeRates(points, stepSeconds) {
+  return points.filter((p, i) => i && parseTime(p.timestamp) + stepSeconds * 1000 <= Date.now()).map((p) => ({ timestamp: p.timestamp, value: p.value }));
 }
 
 const scaled = (value, factor) => (value === null || value === undefined ? value : value * factor);

@@ -33,7 +33,10 @@ export function fleetView(main) {
   const heatmap = new Heatmap({ onPick: (gpu) => go("gpus", gpu.id), onHost: (host) => go("hosts", host.hostname) });
   heatmap.heightMax = Math.max(320, innerHeight - 390);
   heatmap.summary = () => `Heatmap of ${count(heatmap.cells.length)} GPUs in ${count(heatmap.hosts.length)} hosts, coloured by ${metricTitle(metric())}`;
+  const rampSelect = h("select", { class: "select", id: "fleet-ramp", onchange: () => setParams({ ramp: rampSelect.value === "viridis" ? "" : rampSelect.value }) },
+    RAMPS.map((name) => h("option", { value: name }, name)));
   const legend = new Legend();
+  legend.element.append(h("label", { class: "field", for: "fleet-ramp" }, "Ramp ", rampSelect));
   const gpuTable = dataTable([
     { label: "Host", value: (row) => row.host.hostname, cell: (row) => h("a", { href: link("hosts", row.host.hostname) }, row.host.hostname || "(none)") },
     { label: "GPU", value: (row) => Number(row.gpu.gpu_index), numeric: true, cell: (row) => row.gpu.gpu_index },
@@ -47,8 +50,6 @@ export function fleetView(main) {
   const metricSelect = h("select", { class: "select", id: "fleet-metric", onchange: () => setParams({ metric: metricSelect.value === DEFAULT_METRIC ? "" : metricSelect.value }, { replace: false }) });
   const orderSelect = h("select", { class: "select", id: "fleet-order", onchange: () => setParams({ order: orderSelect.value }) },
     [["", "host name"], ["high", "highest mean first"], ["low", "lowest mean first"]].map(([value, label]) => h("option", { value }, label)));
-  const rampSelect = h("select", { class: "select", id: "fleet-ramp", onchange: () => setParams({ ramp: rampSelect.value === "viridis" ? "" : rampSelect.value }) },
-    RAMPS.map((name) => h("option", { value: name }, name)));
   const found = h("span", { class: "found", role: "status" });
   const search = h("input", {
     class: "input", type: "search", id: "fleet-search", placeholder: "Host, GPU or pod", value: param("q"),
@@ -58,8 +59,7 @@ export function fleetView(main) {
   const controls = h("div", { class: "controls", role: "search" },
     h("span", { class: "search" }, icon("search"), h("label", { class: "hidden", for: "fleet-search" }, "Search by host, GPU or pod"), search), found,
     h("label", { class: "field", for: "fleet-metric" }, "Colour by ", metricSelect),
-    h("label", { class: "field", for: "fleet-order" }, "Hosts by ", orderSelect),
-    h("label", { class: "field", for: "fleet-ramp" }, "Ramp ", rampSelect));
+    h("label", { class: "field", for: "fleet-order" }, "Hosts by ", orderSelect));
 
   const heatPanel = panel({
     title: "GPUs by host", canvas: () => heatmap.canvas,

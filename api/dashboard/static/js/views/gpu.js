@@ -5,7 +5,7 @@ import { byImportance, catalogue } from "../catalogue.js";
 import { ChartGrid } from "../chart-grid.js";
 import { LINES_MAX } from "../chart.js";
 import { fill, h, icon } from "../dom.js";
-import { ago, dateTime, metricTitle, parseTime, quantity } from "../format.js";
+import { ago, dateTime, isAmount, metricTitle, parseTime, quantity } from "../format.js";
 import { every } from "../live.js";
 import { panel } from "../panel.js";
 import { current, link, param, setParams } from "../state.js";
@@ -13,6 +13,7 @@ import { dataTable } from "../table.js";
 import { trendPanel } from "../trend.js";
 
 const REFRESH_MS = 5_000;
+const KPIS = 6;
 const STATUS = { active: ["good", "check"], stale: ["warn", "alert"], lost: ["bad", "close"] };
 
 export function gpuView(main, id) {
@@ -20,6 +21,7 @@ export function gpuView(main, id) {
   let shownKey = "";
   const latest = new Map();
   const head = h("header", { class: "page-head" });
+  const kpis = h("dl", { class: "kpis", "aria-label": "Latest values" });
   const chips = h("div", { class: "chips", role: "group", "aria-label": "Draw several metrics in one chart" });
   const compareInput = h("input", { class: "input", list: "gpu-choices", id: "gpu-compare", placeholder: "host or GPU id" });
   const choices = h("datalist", { id: "gpu-choices" });
@@ -57,7 +59,17 @@ export function gpuView(main, id) {
     },
   });
   const trend = trendPanel(id);
-  fill(main, head, h("div", { class: "stack" }, chips, compareForm), grid.element, h("div", { class: "columns" }, latestPanel.element, h("div", { class: "side" }, trend.panel.element, eventPanel.element)));
+  fill(main, head, kpis, h("div", { class: "pickers" }, chips, compareForm), grid.element, h("div", { class: "columns" }, latestPanel.element, h("div", { class: "side" }, trend.panel.element, eventPanel.element)));
+
+  function showLatest() {
+    const names = byImportance(latest.keys());
+    latestTable.set(names.map((name) => latest.get(name)));
+    fill(kpis, names.filter((name) => isAmount(latest.get(name).unit)).slice(0, KPIS).map((name) => {
+      const { value, unit, timestamp } = latest.get(name);
+      const [, amount, rest] = /^(\S+)(?: (.+))?$/.exec(quantity(value, unit));
+      return h("div", { class: "kpi" }, h("dt", {}, metricTitle(name)), h("dd", {}, amount, rest ? h("small", {}, ` ${rest}`) : "", h("div", { class: "under" }, ago(parseTime(timestamp)))));
+    }));
+  }
 
   async function load() {
     try {
@@ -70,7 +82,7 @@ export function gpuView(main, id) {
     for (const value of gpu.latest) latest.set(value.metric_name, value);
     latestPanel.ready();
     showHead();
-    latestTable.set(byImportance(latest.keys()).map((name) => latest.get(name)));
+    showLatest();
     await arrange();
   }
 
@@ -158,7 +170,7 @@ export function gpuView(main, id) {
 
   latestPanel.loading();
   load();
-  const stops = [every(REFRESH_MS, load), every(1000, () => { if (gpu) latestTable.set(byImportance(latest.keys()).map((name) => latest.get(name))); })];
+  const stops = [every(REFRESH_MS, load), every(1000, () => { if (gpu) showLatest(); })];
   return {
     title: "GPU",
     update: () => { if (gpu && current().id === id) { showHead(); arrange(); trend.update(); } },

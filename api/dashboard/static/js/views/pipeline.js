@@ -104,16 +104,16 @@ export function pipelineView(main) {
     const now = Date.now();
     const topics = Object.entries(stats.broker?.topics ?? {}).map(([name, topic]) => ({ name, ...topic }));
     const groups = topics.flatMap((topic) => Object.entries(topic.groups ?? {}).map(([group, report]) => ({ topic: topic.name, group, ...report })));
-    const published = topics.some((t) => "published_rows" in t) ? sum(topics.filter((t) => !t.name.endsWith(".dlq")), "published_rows") : stats.rows?.sent;
+    const published = topics.some((t) => "published_rows" in t) ? sum(topics.filter((t) => !t.name.endsWith(".dlq")), "published_rows") : stats.sent;
     return {
-      health, topics, groups, rows: stats.rows ?? {}, store: stats.store ?? {}, broker: stats.broker ?? {},
+      health, topics, groups, rows: { stored: stats.stored, rejected: stats.rejected, dead: stats.dead }, store: stats.store ?? {}, broker: stats.broker ?? {},
       newestAge: stats.lag?.newest_sample_age_seconds ?? null,
       published,
       waiting: sum(topics.filter((t) => !t.name.endsWith(".dlq")), "rows"),
       oldest: Math.max(0, ...topics.map((t) => t.oldest_age_seconds ?? 0)),
       rates: {
         in: rates.of("published", published, now) ?? stats.rates?.rows_per_second ?? null,
-        out: rates.of("stored", stats.rows?.stored, now),
+        out: rates.of("stored", stats.stored, now),
         settled: rates.of("settled", sum(groups, "settled_rows"), now),
       },
     };
@@ -134,7 +134,7 @@ export function pipelineView(main) {
       stage("Broker", checks.broker?.status ?? "unknown", count(f.waiting), "rows wait", checks.broker?.reason,
         [["Oldest waits", f.waiting ? duration(f.oldest) : "–"], ["In flight", count(sum(f.topics, "in_flight"))], ["Credit out", credit ?? "–"], ["Dead letters", count(sum(f.topics, "dead"))], ["Uptime", duration(f.broker.uptime_seconds ?? NaN)]]),
       stage("Collectors", checks.collectors?.status ?? "unknown", perSecond(f.rates.settled), "rows/s settled", checks.collectors?.reason,
-        [["Connected", count(f.broker.subscribers)], ["Free credit", count(sum(f.groups, "free_credit"))], ["Rows rejected", count(f.rows.rejected)], ["Redelivered", count(sum(f.groups, "redelivered"))]]),
+        [["Connected", count(f.broker.collectors)], ["Free credit", count(sum(f.groups, "free_credit"))], ["Rows rejected", count(f.rows.rejected)], ["Redelivered", count(sum(f.groups, "redelivered"))]]),
       stage("Store", checks.store?.status ?? "unknown", perSecond(f.rates.out), "rows/s stored", checks.store?.reason,
         [["Rows", count(f.rows.stored)], ["On disk", bytes(f.store.bytes_on_disk)], ["Oldest row", f.store.oldest ? `${duration((Date.now() - parseTime(f.store.oldest)) / 1000)} old` : "–"]]),
       stage("API", health?.status ?? "unknown", duration(health?.uptime_seconds ?? NaN), "up", "", [["Version", health?.version ?? "–"]]));
