@@ -152,6 +152,8 @@ class ProblemApi(Api):
             detail = _first_message(data["messages"]) or "The request does not have the shape that this endpoint needs"
         if status == 404 and request.url_rule is None:
             detail = f"nothing at {request.path}; /swagger/ shows what there is"
+        if status == 429:
+            detail = f"more requests than {detail} are allowed to one client: wait as Retry-After says"
         if status == 500:
             detail = "The server failed; its log says why under this request_id"
             log.error(

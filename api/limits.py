@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from flask import Flask, Response, g, request
 from flask_limiter import Limiter
 from flask_limiter.util import get_remote_address
 from limits import parse_many
 
-from api.errors import Problem
 from api.pages import PROBE_PATHS
 from api.settings import Settings
 from telemetry.options import UsageError
@@ -70,7 +67,3 @@ def _install_rates(app: Flask, settings: Settings) -> None:
     @limiter.request_filter
     def probes_are_free() -> bool:
         return request.path in PROBE_PATHS or request.method == "OPTIONS"
-
-    @app.errorhandler(429)
-    def too_many(error: Any) -> Any:
-        raise Problem(429, f"more than {error.description}: wait for Retry-After seconds")
