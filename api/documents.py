@@ -98,4 +98,5 @@ def dashboard() -> ResponseReturnValue:
 
 @blueprint.get("/static/<path:name>", endpoint="dashboard_file")
 def dashboard_file(name: str) -> ResponseReturnValue:
-    return packaged_file("dashboard/static", name)
+    # Asked for again each time (a 304 costs nothing): modules of two versions must never meet in one page.
+    return packaged_file("dashboard/static", name, cache_seconds=0)

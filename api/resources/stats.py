@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Final
 
 from flask import Response, current_app, jsonify
 from flask.views import MethodView
@@ -14,6 +15,9 @@ from api.monitor import Monitor
 from api.schemas import GenericSchema
 from api.times import format_ms
 from clickhouse.queries import events, totals
+
+BROKER_NUMBERS: Final = ("producers", "credit_outstanding_bytes", "credit_pool_bytes", "uptime_seconds")
+"""What the answer quotes of the broker as a whole; null while it is away."""
 
 blueprint = Blueprint("stats", __name__, url_prefix="/api/v1/stats", description="The pipeline in numbers")
 
@@ -55,6 +59,7 @@ class Stats(MethodView):
                 "reachable": known,
                 "collectors": group.get("members", 0) if known else None,
                 "in_flight": topic.get("in_flight", 0) if known else None,
+                **{name: (monitor.broker.value or {}).get(name) for name in BROKER_NUMBERS},
                 "topics": (monitor.broker.value or {}).get("topics", {}) if known else None,
             },
             store={
