@@ -64,7 +64,7 @@ export async function answer(response, accept = []) {
   const body = await response.json().catch(() => null);
   if (response.ok || accept.includes(response.status)) return body;
   const text = body?.detail || body?.title || response.statusText || `status ${response.status}`;
-  const missing = response.status === 501 || response.status === 405 || (response.status === 404 && !body?.detail?.includes("GPU") && isRouteMiss(body));
+  const missing = response.status === 501 || response.status === 405 || (response.status === 404 && isRouteMiss(body));
   throw new ApiError(response.status, missing ? "This API does not offer it" : text, {
     missing,
     requestId: response.headers.get("X-Request-Id") ?? "",
@@ -73,5 +73,5 @@ export async function answer(response, accept = []) {
 
 /** A 404 for a path that no route takes, rather than for a thing that is not there. */
 function isRouteMiss(body) {
-  return !body?.detail || /requested URL was not found|no such (path|endpoint|page)/i.test(body.detail);
+  return !body?.detail || body.detail.startsWith("nothing at ");
 }

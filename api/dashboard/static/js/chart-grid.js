@@ -4,7 +4,7 @@ import { byImportance } from "./catalogue.js";
 import { Chart, LINES_MAX } from "./chart.js";
 import { fill, h } from "./dom.js";
 import { dateTime, duration, metricTitle, parseTime, timeOfDay } from "./format.js";
-import { drawing, history, marks } from "./history.js";
+import { drawing, history, marks, throttleMarks } from "./history.js";
 import { every, isPaused, liveState, Stream } from "./live.js";
 import { panel } from "./panel.js";
 import { liveSamples } from "./samples.js";
@@ -71,8 +71,9 @@ export class ChartGrid {
       ]);
       if (signal.aborted) return;
       this.data = new Map(this.gpus.map(({ id }, i) => [id, found[i]]));
-      this.marks = events;
-      this.onMarks(events);
+      const throttled = found.flatMap((byMetric) => throttleMarks(byMetric.get("DCGM_FI_DEV_CLOCK_THROTTLE_REASONS")?.column));
+      this.marks = [...events, ...throttled].sort((a, b) => a.t - b.t);
+      this.onMarks(this.marks);
       this.#draw(range);
     } catch (error) {
       if (signal.aborted) return;

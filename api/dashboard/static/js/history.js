@@ -1,13 +1,14 @@
 // What the API stored of some GPUs over a range of time, and what happened to them: asked for in few requests.
 
 import { get } from "./api.js";
-import { parseTime } from "./format.js";
+import { isAmount, parseTime } from "./format.js";
 import { columns } from "./series.js";
 
 const NAMES_A_REQUEST = 50;
 
-/** How a metric is drawn: counters as their increase a second, energy as power. */
+/** How a metric is drawn: counters as their increase a second, energy as power; codes and bits have no mean. */
 export function drawing(metric) {
+  if (!isAmount(metric.unit)) return { agg: "max", unit: metric.unit, factor: 1 };
   if (metric.kind !== "counter") return { agg: "avg", unit: metric.unit, factor: 1 };
   if (metric.unit === "mJ") return { agg: "rate", unit: "W", factor: 1e-3 };
   return { agg: "rate", unit: metric.unit === "count" || !metric.unit ? "1/s" : `${metric.unit}/s`, factor: 1 };
@@ -68,6 +69,22 @@ export async function marks(gpuIds, { startMs, endMs }, signal) {
     if (error.name === "AbortError") throw error;
     return [];
   }
+}
+
+const THROTTLED = { 8: "hardware slowdown", 32: "software thermal", 64: "hardware thermal", 128: "power brake" };
+const THROTTLE_MARKS_MAX = 100;
+
+/** Marks where clocks began to be held down by heat or hardware; being idle or at the power cap is no event. */
+export function throttleMarks(column) {
+  const found = [];
+  let before = 0;
+  column?.v.forEach((value, i) => {
+    const bits = value === null ? 0 : Math.round(value) & 0xe8;
+    const risen = bits & ~before;
+    if (risen) found.push({ t: column.t[i], kind: "throttle", text: `throttled: ${Object.entries(THROTTLED).filter(([bit]) => risen & bit).map(([, name]) => name).join(", ")}` });
+    before = bits;
+  });
+  return found.slice(-THROTTLE_MARKS_MAX);
 }
 
 export function eventText(event) {

@@ -38,11 +38,11 @@ export function gpuView(main, id) {
   latestPanel.body.append(latestTable.element);
 
   const eventTable = dataTable([
-    { label: "Time", value: (row) => row.event.timestamp, cell: (row) => dateTime(row.t * 1000) },
+    { label: "Time", value: (row) => new Date(row.t * 1000).toISOString(), cell: (row) => dateTime(row.t * 1000) },
     { label: "What", value: (row) => row.text },
-    { label: "Severity", value: (row) => row.event.severity },
-    { label: "What to do", value: (row) => row.event.action },
-  ], { caption: "XIDs and other events in this range", sort: 0, descending: true, empty: "Nothing happened in this range" });
+    { label: "Severity", value: (row) => row.event?.severity ?? "info" },
+    { label: "What to do", value: (row) => row.event?.action ?? "" },
+  ], { caption: "XIDs and throttling in this range", sort: 0, descending: true, empty: "Nothing happened in this range" });
   const eventPanel = panel({ title: "Events", rows: () => eventTable.rows() });
   eventPanel.body.append(eventTable.element);
 

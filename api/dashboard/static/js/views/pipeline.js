@@ -37,7 +37,7 @@ export function pipelineView(main) {
     { label: "Bytes waiting", value: (t) => t.bytes, numeric: true, cell: (t) => bytes(t.bytes) },
     { label: "In flight", value: (t) => t.in_flight, numeric: true, cell: (t) => count(t.in_flight) },
     { label: "Oldest", value: (t) => t.oldest_age_seconds, numeric: true, cell: (t) => (t.messages ? duration(t.oldest_age_seconds) : "–") },
-    { label: "Collectors", value: (t) => t.subscribers, numeric: true, cell: (t) => count(t.subscribers) },
+    { label: "Subscribers", value: (t) => t.subscribers, numeric: true, cell: (t) => count(t.subscribers) },
     { label: "Dead letters", value: (t) => t.dead, numeric: true, cell: (t) => (t.dead ? h("span", { class: "badge bad" }, icon("alert"), count(t.dead)) : "0") },
     { label: "On disk", value: (t) => t.disk_bytes, numeric: true, cell: (t) => bytes(t.disk_bytes) },
   ], { caption: "Topics of the broker", empty: "The broker has no topic yet" });
@@ -114,7 +114,7 @@ export function pipelineView(main) {
       rates: {
         in: rates.of("published", published, now) ?? stats.rates?.rows_per_second ?? null,
         out: rates.of("stored", stats.stored, now),
-        settled: rates.of("settled", sum(groups, "settled_rows"), now),
+        settled: rates.of("settled", sum(groups.filter((group) => group.durable), "settled_rows"), now),
       },
     };
   }
@@ -134,7 +134,7 @@ export function pipelineView(main) {
       stage("Broker", checks.broker?.status ?? "unknown", count(f.waiting), "rows wait", checks.broker?.reason,
         [["Oldest waits", f.waiting ? duration(f.oldest) : "–"], ["In flight", count(sum(f.topics, "in_flight"))], ["Credit out", credit ?? "–"], ["Dead letters", count(sum(f.topics, "dead"))], ["Uptime", duration(f.broker.uptime_seconds ?? NaN)]]),
       stage("Collectors", checks.collectors?.status ?? "unknown", perSecond(f.rates.settled), "rows/s settled", checks.collectors?.reason,
-        [["Connected", count(f.broker.collectors)], ["Free credit", count(sum(f.groups, "free_credit"))], ["Rows rejected", count(f.rows.rejected)], ["Redelivered", count(sum(f.groups, "redelivered"))]]),
+        [["Connected", count(f.broker.collectors)], ["Free credit", count(sum(f.groups.filter((group) => group.durable), "free_credit"))], ["Rows rejected", count(f.rows.rejected)], ["Redelivered", count(sum(f.groups, "redelivered"))]]),
       stage("Store", checks.store?.status ?? "unknown", perSecond(f.rates.out), "rows/s stored", checks.store?.reason,
         [["Rows", count(f.rows.stored)], ["On disk", bytes(f.store.bytes_on_disk)], ["Oldest row", f.store.oldest ? `${duration((Date.now() - parseTime(f.store.oldest)) / 1000)} old` : "–"]]),
       stage("API", health?.status ?? "unknown", duration(health?.uptime_seconds ?? NaN), "up", "", [["Version", health?.version ?? "–"]]));

@@ -4,10 +4,10 @@ import { answer, get, headers, request, url } from "../api.js";
 import { fill, h, icon } from "../dom.js";
 import { bytes, count } from "../format.js";
 import { panel } from "../panel.js";
-import { link, param } from "../state.js";
+import { link } from "../state.js";
 
 const ASK_MS = 700;
-const ENDED = ["done", "completed", "complete", "finished", "failed", "error"];
+const ENDED = ["done", "failed"];
 
 export function uploadView(main) {
   const input = h("input", { type: "file", id: "upload-file", class: "hidden", accept: ".csv,.csv.gz,text/csv", multiple: true, onchange: () => take(input.files) });
@@ -53,17 +53,17 @@ export function uploadView(main) {
     try {
       const accepted = await send(file, (share) => { bar.value = share; detail.textContent = `${Math.round(share * 100)} % of ${bytes(file.size)} sent`; });
       bar.value = 1;
-      const id = accepted.id ?? accepted.upload_id;
       let status = accepted;
-      while (!closed && id && !ENDED.includes(status.status ?? status.state)) {
+      while (!closed && !ENDED.includes(status.status)) {
         describe(status);
         await new Promise((resolve) => setTimeout(resolve, ASK_MS));
-        status = await get(`api/v1/csv/uploads/${encodeURIComponent(id)}`);
+        status = await get(`api/v1/csv/uploads/${encodeURIComponent(accepted.id)}`);
       }
       describe(status);
-      const bad = ["failed", "error"].includes(status.status ?? status.state);
+      const bad = status.status === "failed";
       bar.hidden = true;
-      show(bad ? "failed" : "stored with the broker", bad ? "bad" : "good", `${sentence(entry)}${status.error ?? status.detail ?? status.message ? ` ${status.error ?? status.detail ?? status.message}` : ""}`);
+      show(bad ? "failed" : "done", bad ? "bad" : "good", [sentence(entry), status.message].filter(Boolean).join(" "));
+      if (status.errors?.length) row.append(refused(status.errors));
       if (!bad) row.append(h("a", { href: link("fleet") }, "See the fleet"));
     } catch (error) {
       bar.hidden = true;
@@ -71,23 +71,25 @@ export function uploadView(main) {
     }
 
     function describe(status) {
-      const rows = status.rows_published ?? status.rows_acked ?? status.rows ?? status.published;
-      entry.rows = typeof rows === "object" ? rows?.published ?? rows?.accepted ?? null : rows ?? entry.rows;
-      const rejected = status.rows_rejected ?? status.rejected ?? status.rejects;
-      entry.rejected = typeof rejected === "object" && rejected ? Object.values(rejected).reduce((a, b) => a + Number(b || 0), 0) : rejected ?? entry.rejected;
-      show(status.status ?? status.state ?? "accepted", "", sentence(entry));
+      entry.rows = status.durable_rows ?? entry.rows;
+      entry.rejected = status.rejected_rows ?? entry.rejected;
+      show(status.status, "", sentence(entry));
     }
   }
 
-  const sentence = ({ rows, rejected }) => [rows !== null && `${count(Number(rows))} rows published`, Number(rejected) > 0 && `${count(Number(rejected))} refused`].filter(Boolean).join(", ") + (rows !== null ? "." : "");
+  const sentence = ({ rows, rejected }) => (rows === null ? "" : `${count(rows)} rows are durable at the broker${rejected ? `, ${count(rejected)} were refused` : ""}.`);
 
   return {
     title: "Upload",
     close() {
       closed = true;
     },
-    update: () => param("q"),
   };
+}
+
+/** Lines that gave nothing, with the reason. */
+function refused(errors) {
+  return h("details", {}, h("summary", {}, `${count(errors.length)} refused lines`), h("ul", {}, errors.map((error) => h("li", {}, `line ${error.line ?? error.index}: ${error.message}`))));
 }
 
 /** XMLHttpRequest, because fetch tells nothing of how much was sent. Asks for a key first if one is wanted. */
