@@ -28,6 +28,7 @@ from zmqbroker.core.effects import Effects
 from zmqbroker.errors import BrokerError
 from zmqbroker.protocol import HEADER_BYTES, MAGIC, VERSION, Code, Type
 from zmqbroker.reading import LogReader
+from zmqbroker.security import DATA_DOMAIN, ServerKeys
 from zmqbroker.sockets import receiver, sender
 from zmqbroker.storage.interface import TopicLog
 from zmqbroker.storage.topics import TopicStore
@@ -61,7 +62,7 @@ class Broker:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
-        secure: Callable[[zmq.Context[Any], zmq.Socket[Any]], None] | None = None,
+        keys: ServerKeys | None = None,
     ) -> None:
         self.config = config
         self.core = Core(config.broker, rng or random.Random(), config.topic)
@@ -73,7 +74,7 @@ class Broker:
         """Why the loop ended, if not by ``stop``."""
         self._clock = clock
         self._wall_clock = wall_clock
-        self._secure = secure
+        self.keys = keys
         self._logs: dict[str, TopicLog] = {}
         self._store = TopicStore(config.data_dir)
         self._posted: deque[tuple] = deque()
@@ -109,8 +110,9 @@ class Broker:
             router.set(zmq.RCVHWM, 1000)
             router.set(zmq.BACKLOG, 4096)
             router.set(zmq.MAXMSGSIZE, self.config.broker.message_bytes_max + HEADER_BYTES)
-            if self._secure is not None:
-                self._secure(self._context, router)
+            if self.keys is not None:
+                self.keys.start(self._context)
+                self.keys.secure_server(router, DATA_DOMAIN)
             for address in self.config.bind:
                 try:
                     router.bind(address)
@@ -118,10 +120,11 @@ class Broker:
                     raise BrokerError(f"cannot listen on {address}: {e.strerror or e}") from None
                 self.endpoints.append(router.get_string(zmq.LAST_ENDPOINT))
             self._router = router
-            self._receive, self._send_frames = receiver(router), sender(router)
+            self._receive = self.keys.receiver(router, self._send) if self.keys is not None else receiver(router)
+            self._send_frames = sender(router)
         except BaseException:
             self._store.unlock()
-            self._context.destroy(0)
+            self._end_context()
             raise
         self.writer.start()
         self.reader.start()
@@ -148,8 +151,13 @@ class Broker:
                         _log.error("the log did not close cleanly", extra={"topic": name, "reason": str(e)})
         if self._router is not None:
             self._router.close(0)
-        self._context.destroy(0)
+        self._end_context()
         self._store.unlock()
+
+    def _end_context(self) -> None:
+        if self.keys is not None:
+            self.keys.stop()
+        self._context.destroy(0)
 
     def call(self, what: Callable[[Core], Any], timeout_s: float = 5.0) -> Any:
         """Run ``what(core)`` in the loop thread and return its result: how other threads read or steer the core."""
@@ -200,9 +208,8 @@ class Broker:
                 stop_at = clock() + 5.0
                 self.core.state.stopping = True
             self._run_effects(self.core.handle(events, clock(), self._wall_ms()))
-            while self._calls:
-                what, answer = self._calls.popleft()
-                answer.give(what, self.core)
+            if self._calls:
+                self._run_calls()
             if now >= self._next_maintain_s:
                 self._next_maintain_s = now + _MAINTAIN_S
                 self._maintain()
@@ -212,6 +219,16 @@ class Broker:
                 if not pending or clock() > stop_at:
                     self._say_bye(router)
                     return
+
+    def _run_calls(self) -> None:
+        """What other threads asked for; its effects are run like those of events."""
+        fx = self.core.state.fx
+        fx.clear()
+        while self._calls:
+            what, answer = self._calls.popleft()
+            answer.give(what, self.core)
+        self._run_effects(fx)
+        self._wake()  # what was journaled is handed over in the next turn, at once
 
     def _drain(self, events: list[tuple]) -> None:
         """Take what has come, up to 512 messages or 2 ms."""

@@ -16,6 +16,7 @@ from zmqbroker.core.burying import Burying
 from zmqbroker.core.config import BrokerConfig, TopicConfig
 from zmqbroker.core.consuming import Consuming
 from zmqbroker.core.effects import CutAsk, Effects, Hand, Read
+from zmqbroker.core.operating import Operating
 from zmqbroker.core.producing import Producing
 from zmqbroker.core.session import Session
 from zmqbroker.core.state import Consumer, State
@@ -39,6 +40,7 @@ class Core:
         self.burying = Burying(self.state)
         self.producing = Producing(self.state)
         self.consuming = Consuming(self.state, self.burying)
+        self.operating = Operating(self)
         self.deadline_s = 0.0
         """When ``handle`` wants to be called again at the latest, on the clock given to it."""
         self._next_tick_s = 0.0

@@ -63,7 +63,7 @@ class Consuming:
         group = topic.groups.get(name)
         if group is None:
             group = topic.groups[name] = make_group(topic, name, config, start)
-            self._measure(topic, group)
+            self.measure(topic, group)
             if config.durable:
                 topic.journal(GROUP, group.to_state())
         else:
@@ -223,7 +223,7 @@ class Consuming:
         s = self.s
         now = s.now
         group.wake_delayed(now)
-        while group.ready:
+        while group.ready and not group.paused:
             if group.config.mode == "ordered":
                 if not self._deliver_ordered(topic, group):
                     break
@@ -292,6 +292,7 @@ class Consuming:
         s = self.s
         gp = group.parts[index]
         range_ = topic.new_range(group.name, index, gp.sealed_next, last, rows, size)
+        range_.maybe_repeat = gp.sealed_next < gp.repeat_below
         gp.sealed_next = last + 1
         gp.rows_before += rows
         gp.bytes_before += size
@@ -337,7 +338,7 @@ class Consuming:
         entry = part.entries[i - 1]
         return part.rows_total - entry[0], part.bytes_total - entry[1]
 
-    def _measure(self, topic: Topic, group: Group) -> None:
+    def measure(self, topic: Topic, group: Group) -> None:
         """Running totals before a start in the middle of the log are asked from the log."""
         for part, gp in zip(topic.partitions, group.parts, strict=True):
             if part.first_offset < part.durable_offset and 0 < gp.sealed_next < part.durable_offset:

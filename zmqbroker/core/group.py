@@ -113,10 +113,20 @@ class Member:
 class GroupPartition:
     """Where a group stands in one partition."""
 
-    __slots__ = ("bytes_before", "cutting", "outstanding", "rows_before", "sealed_next", "waiting_since_s")
+    __slots__ = (
+        "bytes_before",
+        "cutting",
+        "outstanding",
+        "repeat_below",
+        "rows_before",
+        "sealed_next",
+        "waiting_since_s",
+    )
 
-    def __init__(self, sealed_next: int, rows_before: int, bytes_before: int) -> None:
+    def __init__(self, sealed_next: int, rows_before: int, bytes_before: int, repeat_below: int = 0) -> None:
         self.sealed_next = sealed_next
+        self.repeat_below = repeat_below
+        """After a reset: what lies below was sealed once before, so it may be in the store already (R13, R27)."""
         self.rows_before = rows_before
         """Running total of the partition's rows before ``sealed_next``."""
         self.bytes_before = bytes_before
@@ -166,7 +176,7 @@ class Group:
             "config": self.config.to_json(),
             "generation": self.generation,
             "paused": self.paused,
-            "parts": [[p.sealed_next, p.rows_before, p.bytes_before] for p in self.parts],
+            "parts": [[p.sealed_next, p.rows_before, p.bytes_before, p.repeat_below] for p in self.parts],
             "ranges": [r.to_state() for r in self.ranges.values()],
             "counters": [self.settled_rows, self.settled_messages, self.rejected_rows, self.dead_rows],
         }
