@@ -11,6 +11,7 @@ from clickhouse.errors import StoreError
 from clickhouse.migrate import UnknownMigration, applied, bootstrap, migrate, plan
 from clickhouse.migrations import all_migrations
 from clickhouse.queries.tables import table_sizes
+from clickhouse.rolling import roll
 from clickhouse.schema import Flavour
 from telemetry.options import (
     Command,
@@ -83,6 +84,15 @@ COMMAND_LINE = CommandLine(
                 Option("down", "go back by one version", False, flag),
                 Option("dry-run", "print the statements and run nothing", False, flag),
                 Option("yes", "go back even where rows are lost", False, flag),
+            ),
+        ),
+        "rollup": Command(
+            "keep the rollups up to date; harmless if two run",
+            (
+                *WHERE,
+                *common("127.0.0.1:8084"),
+                Option("interval", "pause between two looks", 5.0, duration_seconds, "seconds"),
+                Option("once", "look once and end", False, flag),
             ),
         ),
         "status": Command("tell the state of schema and tables", WHERE),
@@ -189,7 +199,11 @@ def run_status(args: argparse.Namespace) -> int:
     return 0 if len(done) == newest else 1
 
 
-RUN = {"serve": run_serve, "migrate": run_migrate, "status": run_status}
+def run_rollup(args: argparse.Namespace) -> int:
+    return roll(address_of(args), args)
+
+
+RUN = {"serve": run_serve, "migrate": run_migrate, "rollup": run_rollup, "status": run_status}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

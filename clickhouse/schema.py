@@ -5,6 +5,8 @@
     rejects   rows that were refused, with the reason and where they came from
     boot      a dictionary of one row: an id that changes with every start of the server (R12)
 
+    samples_1m, samples_1h   rollups of samples; gpu_seen, xid_events   what outlives the raw rows of a GPU
+
 Two flavours are rendered from the same text: ``single`` (the embedded server, or one server) and ``cluster``
 (Replicated engines, ON CLUSTER, and a second database ``<database>_all`` with a Distributed table of the same name over
 each local one). Questions are the same text in either database; collectors insert into and check the local table of one
@@ -18,6 +20,8 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 RETENTION_DAYS: Final = 7
+MINUTE_DAYS: Final = 90
+HOUR_DAYS: Final = 730
 
 DEDUPLICATION_WINDOW: Final = 20_000
 """Tokens that a table remembers: at least 3 x Z x peak inserts/s (R14), here 111 inserts/s for Z = 60 s."""

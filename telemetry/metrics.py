@@ -109,6 +109,13 @@ METRICS: Final[tuple[MetricDefinition, ...]] = (
     MetricDefinition("store_inserts_total", "counter", (), "Inserts that succeeded"),
     MetricDefinition("store_rows_inserted_total", "counter", (), "Rows that inserts brought"),
     MetricDefinition("store_bodies_refused_total", "counter", (), "Bodies refused because they did not come whole"),
+    # rollup
+    MetricDefinition("store_rollup_looks_total", "counter", (), "Looks for minutes to roll up"),
+    MetricDefinition("store_rollup_failures_total", "counter", (), "Looks that failed"),
+    MetricDefinition("store_rollup_minutes_total", "counter", (), "Minutes recomputed"),
+    MetricDefinition("store_rollup_rows_total", "counter", (), "Raw rows of recomputed minutes"),
+    MetricDefinition("store_rollup_busy_seconds_total", "counter", (), "Seconds spent on looks"),
+    MetricDefinition("store_rollup_lag_seconds", "gauge", (), "Age of the newest minute that is rolled up"),
     # collector
     MetricDefinition("collector_rows_received_total", "counter", (), "Rows of the deliveries taken from the broker"),
     MetricDefinition("collector_batches_received_total", "counter", (), "Batches of the deliveries taken"),
