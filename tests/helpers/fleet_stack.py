@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,8 @@ class FleetStack:
         self.store.start()
         with self.store.connect() as conn:
             fill(conn, self.played, time.time_ns() // 1_000_000)
+        # From here on a tick is a second, so that counters go on at the same pace.
+        self.played.fleet.spec = replace(self.played.fleet.spec, interval_s=1.0)
         broker = self.run("zmqbroker.cli", "serve", "--data-dir", str(self.directory / "broker"), "--bind", "tcp://127.0.0.1:0",
                           "--admin-bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0")  # fmt: skip
         self.broker_url = broker.wait_for_line("broker listening")["addresses"][0]

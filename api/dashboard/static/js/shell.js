@@ -1,6 +1,6 @@
 // The bar on top: where one is, the range of time, live or paused, zone and theme.
 
-import { get } from "./api.js";
+import { askAlerts, firing } from "./alerts.js";
 import { fill, h, icon } from "./dom.js";
 import { isUtc } from "./format.js";
 import { every, isPaused, liveState, onLiveState, tellLiveState } from "./live.js";
@@ -58,16 +58,13 @@ export function buildShell(bar) {
   tellLiveState(liveState());
 
   const countAlerts = async () => {
-    const firing = firingAlerts(await get("api/v1/alerts"));
-    alertCount.hidden = !firing.length;
-    fill(alertCount, String(firing.length), h("span", { class: "hidden" }, " firing"));
+    const found = firing((await askAlerts()).alerts).length;
+    alertCount.hidden = !found;
+    fill(alertCount, String(found), h("span", { class: "hidden" }, " firing"));
   };
   countAlerts().catch(() => {});
   every(15_000, countAlerts);
 }
-
-/** Alerts of an answer that fire and are not silenced. */
-export const firingAlerts = (body) => (body.alerts ?? []).filter((alert) => (alert.state ?? "firing") === "firing" && !alert.silenced && !alert.silenced_until);
 
 function segment(label, choices, value, choose) {
   const buttons = choices.map(([name, text]) => h("button", { type: "button", onclick: () => choose(name) }, text));

@@ -1,5 +1,6 @@
 // The fleet at a glance: every GPU as a cell, totals, the funnel, and who stands out.
 
+import { askAlerts, byRule, firing } from "../alerts.js";
 import { get } from "../api.js";
 import { byImportance, catalogue } from "../catalogue.js";
 import { fill, h, icon } from "../dom.js";
@@ -12,13 +13,13 @@ import { panel } from "../panel.js";
 import { domain, RAMPS } from "../ramp.js";
 import { liveSamples } from "../samples.js";
 import { onTheme } from "../settings.js";
-import { firingAlerts } from "../shell.js";
 import { go, link, param, setParams } from "../state.js";
 import { dataTable } from "../table.js";
 
 const DEFAULT_METRIC = "DCGM_FI_DEV_GPU_UTIL";
 const POLL_MS = 5_000;
 const DRAW_MS = 500; // Live values are drawn together: an eye follows two changes a second, not a thousand.
+const ALERTS_SHOWN = 7;
 const LIVE_GPUS_MAX = 4_000; // Above, a second of rows weighs more than the whole fleet's answer every few seconds.
 
 export function fleetView(main) {
@@ -107,8 +108,10 @@ export function fleetView(main) {
 
   async function loadAlerts() {
     try {
-      alerts = firingAlerts(await get("api/v1/alerts"));
-      fill(alertList, alerts.slice(0, 6).map((alert) => h("li", {}, h("a", { href: link("alerts") }, alert.summary ?? alert.message ?? alert.name ?? alert.rule), h("span", { class: `badge ${alert.severity === "critical" ? "bad" : "warn"}` }, alert.severity))));
+      alerts = firing((await askAlerts()).alerts);
+      fill(alertList, byRule(alerts).slice(0, ALERTS_SHOWN).map((group) => h("li", {},
+        h("a", { href: link("alerts"), title: group.summary }, group.rule),
+        h("span", { class: `badge ${{ critical: "bad", warning: "warn" }[group.severity] ?? ""}` }, `${group.severity} × ${count(group.alerts.length)}`))));
       if (alerts.length) alertPanel.ready();
       else alertPanel.empty("Nothing fires.");
     } catch (error) {

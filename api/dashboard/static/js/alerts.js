@@ -1,0 +1,43 @@
+// Alerts of the API, grouped by rule: a hundred hot GPUs are one finding with a hundred subjects.
+
+import { get } from "./api.js";
+import { catalogue } from "./catalogue.js";
+import { metricTitle, quantity, short } from "./format.js";
+
+const PAGE = 1000;
+export const SEVERITIES = ["critical", "warning", "info"];
+
+/** {alerts, warnings, total}: up to a thousand, the worst first. */
+export async function askAlerts(signal) {
+  const body = await get("api/v1/alerts", { page_size: PAGE }, { signal });
+  return { alerts: body.alerts, warnings: body.warnings ?? [], total: body.total ?? body.alerts.length };
+}
+
+export const firing = (alerts) => alerts.filter((alert) => alert.state === "firing");
+
+/** [{rule, severity, summary, action, alerts}], firing ones before silenced ones, the worst first. */
+export function byRule(alerts) {
+  const groups = new Map();
+  for (const alert of alerts) {
+    const key = [alert.state, alert.rule, alert.severity, alert.summary, alert.action].join("\n");
+    if (!groups.has(key)) groups.set(key, { ...alert, alerts: [] });
+    groups.get(key).alerts.push(alert);
+  }
+  const rank = (group) => (group.state === "firing" ? 0 : 10) + SEVERITIES.indexOf(group.severity);
+  return [...groups.values()].sort((a, b) => rank(a) - rank(b) || b.alerts.length - a.alerts.length);
+}
+
+/** The values that made an alert fire, as words: "min 91 °C, max 94 °C, samples 30". */
+export async function evidenceText({ metrics = [], values = {} }) {
+  const known = await catalogue();
+  const unit = known.get(values.metric ?? metrics[0])?.unit ?? "";
+  const parts = Object.entries(values).filter(([, value]) => value !== "" && value !== null).map(([name, value]) => {
+    const label = name.startsWith("DCGM_") ? metricTitle(name) : name.replaceAll("_", " ");
+    if (known.has(name)) return `${label} ${quantity(value, known.get(name).unit)}`;
+    if (name === "metric") return `${label} ${metricTitle(String(value))}`;
+    if (Array.isArray(value)) return `${label} ${value.join(", ")}`;
+    if (typeof value !== "number") return `${label} ${typeof value === "object" ? JSON.stringify(value) : value}`;
+    return `${label} ${["last", "min", "max", "mean", "median", "bits"].includes(name) ? quantity(value, unit) : short(value)}`;
+  });
+  return parts.join(", ");
+}
