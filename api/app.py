@@ -14,6 +14,9 @@ from prometheus_client import CollectorRegistry
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from api import documents, middleware, pages
+from api.alerts.evaluate import Evaluator
+from api.alerts.manager import Alerts
+from api.alerts.rules import load as load_rules
 from api.auth import Keys
 from api.caching import AnswerCache
 from api.directory import Directory
@@ -145,6 +148,20 @@ def create_app(
     app.extensions.update(hub=hub, uploads=uploads, submissions=Submissions())
     app.extensions.update(settings=settings, store=store, broker=broker, monitor=monitor, directory=Directory(store))
 
+    evaluator = Evaluator(
+        store,
+        app.extensions["directory"],
+        load_rules(settings.rules_file),
+        monitor.numbers,
+        {"max_execution_time": max(1, round(settings.query_seconds_max))},
+    )
+    app.extensions["alerts"] = alerts = Alerts(
+        evaluator,
+        state_file=settings.state_dir / "silences.json" if settings.state_dir else None,
+        webhook=settings.alert_webhook,
+        alertmanager=settings.alertmanager_url,
+    )
+
     # after_request hooks run in reverse order: compression sees what everything below has finished.
     Compress(app)
     middleware.install(app, settings, registry, keys)
@@ -165,4 +182,5 @@ def create_app(
     health.add("collectors", monitor.check_collectors)
     if start_monitor:
         monitor.start()
+        alerts.start(settings.alert_seconds)
     return app

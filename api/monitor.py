@@ -100,6 +100,13 @@ class Monitor:
         groups = self.topic_stats().get("groups", {})
         return groups.get(self.group, {}) if isinstance(groups, dict) else {}
 
+    def numbers(self) -> dict[str, float]:
+        """The pipeline's own numbers, for alert rules; nothing while the broker is away."""
+        if self.broker.value is None:
+            return {}
+        topic, group = self.topic_stats(), self.group_stats()
+        return {"dead": float(topic.get("dead") or 0), "lag_seconds": float(group.get("oldest_age_seconds") or 0)}
+
     def check_store(self) -> Check:
         """Without the store nothing can be read: unhealthy and unready."""
         if not self.store.at:

@@ -6,7 +6,7 @@ from typing import Final
 
 from flask_smorest import Blueprint
 
-from api.resources import events, fleet, gpus, hosts, ingest, live, metrics, series, stats, telemetry
+from api.resources import alerts, events, fleet, gpus, hosts, ingest, live, metrics, series, stats, telemetry
 
 BLUEPRINTS: Final[tuple[Blueprint, ...]] = (
     gpus.blueprint,
@@ -17,6 +17,7 @@ BLUEPRINTS: Final[tuple[Blueprint, ...]] = (
     metrics.blueprint,
     stats.blueprint,
     events.blueprint,
+    alerts.blueprint,
     live.blueprint,
     ingest.blueprint,
 )
