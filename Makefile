@@ -64,8 +64,8 @@ test-e2e: $(STAMP)  ## tests of the whole pipeline, started as a user would
 simulate: $(STAMP)  ## the broker's core and log under random histories (SEEDS=n of them)
 	SEEDS=$(SEEDS) $(PYTEST) tests/simulation $(ARGS)
 
-chaos: $(STAMP)  ## kill every process in turn while rows stream, then count every row
-	CHAOS=full $(PYTEST) tests/chaos $(ARGS)
+chaos: $(STAMP)  ## kill, stop and restart every process while rows stream, then account for every row (SEED= FAULTS= ROWS=)
+	$(BIN)/python -m tests.chaos
 
 coverage: $(STAMP)  ## every test, with the lines they reach (htmlcov/index.html)
 	$(PYTEST) --cov --cov-report=term --cov-report=html $(ARGS)
