@@ -27,7 +27,8 @@ class Block(NamedTuple):
     number: int
     offset: int
     """Where ``data`` begins in the file, bytes (decompressed ones where the file is compressed)."""
-    data: bytes
+    data: bytes | memoryview
+    """Whole lines. A view is good until the next block is asked for."""
 
 
 def block_count(size: int, block_bytes: int) -> int:
@@ -36,12 +37,18 @@ def block_count(size: int, block_bytes: int) -> int:
 
 
 class FileBlocks:
-    """Blocks of a plain file, at random. ``data_start``: where the first row begins, after the header."""
+    """Blocks of a plain file, at random. ``data_start``: where the first row begins, after the header.
 
-    def __init__(self, path: str, block_bytes: int, data_start: int, size: int | None = None) -> None:
+    ``reuse``: every block is read into the same memory. Fresh memory for each costs as much as reading it.
+    """
+
+    def __init__(
+        self, path: str, block_bytes: int, data_start: int, size: int | None = None, *, reuse: bool = False
+    ) -> None:
         self.path = path
         self.block_bytes = block_bytes
         self._data_start = data_start
+        self._buffer = bytearray() if reuse else None
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.size = os.fstat(self._fd).st_size if size is None else size
 
@@ -95,7 +102,9 @@ class FileBlocks:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _pread(self, start: int, size: int) -> bytes:
+    def _pread(self, start: int, size: int) -> bytes | memoryview:
+        if self._buffer is not None:
+            return self._read_into(start, size)
         data = os.pread(self._fd, size, start)
         while len(data) < size:
             more = os.pread(self._fd, size - len(data), start + len(data))
@@ -103,6 +112,17 @@ class FileBlocks:
                 break
             data += more
         return data
+
+    def _read_into(self, start: int, size: int) -> memoryview:
+        if len(self._buffer or b"") < size:
+            # A new one rather than a longer one: views of the old one may still be held.
+            self._buffer = bytearray(size + _PEEK_BYTES)
+        assert self._buffer is not None
+        view = memoryview(self._buffer)
+        done = 0
+        while done < size and (got := os.preadv(self._fd, [view[done:size]], start + done)):
+            done += got
+        return view[:done]
 
 
 def stream_blocks(

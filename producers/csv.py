@@ -34,6 +34,7 @@ csv.field_size_limit(LINE_BYTES_MAX)
 
 _CODES: Final = pa.dictionary(pa.int32(), pa.binary())
 _TIME: Final = pa.timestamp("ns", "UTC")
+_TAIL_BYTES: Final = 8192
 _KEY_PRODUCT_MAX: Final = 1 << 22
 """Largest table of code pairs that is made instead of sorting: 4 Mi flags of one byte."""
 
@@ -45,7 +46,8 @@ class _Raw(NamedTuple):
     lines: int
     line_of: np.ndarray | None
     """Line of each row; None where row i is line i."""
-    identity: list[tuple[np.ndarray, list[bytes]]]
+    identity: list[tuple[np.ndarray | None, list[bytes]]]
+    """None for the codes: the same string in every row."""
     metric: tuple[np.ndarray, list[bytes]] | None
     values: list[np.ndarray | tuple[np.ndarray, list[bytes]]]
     """One a value column: float64 with NaN-boxed absence in ``absent``, or cells to judge."""
@@ -84,27 +86,29 @@ class BlockParser:
         self._wide_codes = np.array([identities.metric(metric.name) for metric in mapping.metrics], dtype=np.int32)
         self._wide_factors = np.array([metric.factor for metric in mapping.metrics])
         # By (times as text, values as text): the fast path, the same for other notations of time, the tolerant one.
-        self._options = {
-            (times, values): self._convert_options(times_as_text=times, values_as_text=values)
-            for times, values in ((False, False), (True, False), (True, True))
-        }
+        self._options: dict[tuple[bool, bool], pacsv.ConvertOptions] = {}
+        # Identity columns that had one string throughout the last block, and that string: checking that it still is so
+        # costs a comparison of memory, less than encoding. One that changes once is not tried again.
+        self._constant: dict[int, bytes] = {}
+        self._varying: set[int] = set()
         self._times_as_text = False
 
-    def parse(self, data: bytes) -> Parsed:
-        """Parse whole lines. Never raises for what the lines contain."""
+    def parse(self, data: bytes | memoryview) -> Parsed:
+        """Parse whole lines. Never raises for what the lines contain. Keeps nothing of ``data``."""
         if self._identities.full() or self._generation != self._identities.generation:
             self._forget()
-        lines = data.count(b"\n") + (not data.endswith(b"\n"))
-        raw = self._split(data, lines)
+        raw = self._split(data)
         if raw is None:
-            raw = self._split_carefully(data)
+            raw = self._split_carefully(bytes(data))
         return self._assemble(raw, data)
 
     # Splitting: bytes to cells.
 
-    def _convert_options(self, *, times_as_text: bool, values_as_text: bool) -> pacsv.ConvertOptions:
+    def _convert_options(self, times_as_text: bool, values_as_text: bool) -> pacsv.ConvertOptions:
         mapping = self.mapping
-        types: dict[int, pa.DataType] = {column: _CODES for _, column in mapping.identity}
+        types: dict[int, pa.DataType] = {
+            column: pa.binary() if column in self._constant else _CODES for _, column in mapping.identity
+        }
         if mapping.metric is not None:
             types[mapping.metric] = _CODES
         for column in self._value_columns:
@@ -122,20 +126,22 @@ class BlockParser:
         self._invalid.append(row.number)
         return "skip"
 
-    def _split(self, data: bytes, lines: int) -> _Raw | None:
+    def _split(self, data: bytes | memoryview) -> _Raw | None:
         """The fast and the tolerant path; None where only line by line will do."""
-        if b"\r" in data and data.count(b"\r") != data.count(b"\r\n"):
-            return None
         if _quote_left_open(data, self.mapping.delimiter):
             return None
         read_options = pacsv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=self._names)
         parse_options = self._parse_options
-        attempts = [options for options in self._options if options[0] or not self._times_as_text]
+        attempts = [(True, False), (True, True)]
+        if not self._times_as_text:
+            attempts.insert(0, (False, False))
         while attempts:
             self._invalid = []
             try:
-                options = self._options[attempts[0]]
-                table = pacsv.read_csv(pa.BufferReader(data), read_options, parse_options, options)
+                options = self._options.get(attempts[0])
+                if options is None:
+                    options = self._options[attempts[0]] = self._convert_options(*attempts[0])
+                table = pacsv.read_csv(pa.BufferReader(pa.py_buffer(data)), read_options, parse_options, options)
             except pa.ArrowInvalid as e:
                 if "columns, got" in str(e) and parse_options is self._parse_options and _is_utf8(data):
                     # A ragged line: once more, skipping such lines. pyarrow's handler takes text only.
@@ -145,10 +151,25 @@ class BlockParser:
                 self._times_as_text |= self._time_column is not None and "timestamp" in str(e)
                 attempts.pop(0)
                 continue
-            if table.num_rows + len(self._invalid) != lines:
+            lines = table.num_rows + len(self._invalid)
+            if not _tally(data, lines):
                 return None
+            if not self._still_constant(table):
+                continue
             return self._from_table(table, lines)
         return None
+
+    def _still_constant(self, table: pa.Table) -> bool:
+        changed = [
+            column
+            for column, value in self._constant.items()
+            if not _all_equal(_one_chunk(table.column(self._names[column])), value)
+        ]
+        for column in changed:
+            del self._constant[column]
+            self._varying.add(column)
+            self._options.clear()
+        return not changed
 
     def _from_table(self, table: pa.Table, lines: int) -> _Raw:
         line_of = None
@@ -159,8 +180,14 @@ class BlockParser:
             bad = [BadLine(int(line), "ragged", "") for line in skipped]
         mapping = self.mapping
 
-        def codes(column: int) -> tuple[np.ndarray, list[bytes]]:
-            return _dictionary(table.column(self._names[column]))
+        def codes(column: int) -> tuple[np.ndarray | None, list[bytes]]:
+            if column in self._constant:
+                return None, [self._constant[column]]
+            found = _dictionary(table.column(self._names[column]))
+            if len(found[1]) == 1 and column not in self._varying:
+                self._constant[column] = found[1][0]
+                self._options.clear()
+            return found
 
         values: list[np.ndarray | tuple[np.ndarray, list[bytes]]] = []
         absent: list[np.ndarray | None] = []
@@ -179,15 +206,15 @@ class BlockParser:
             if pa.types.is_dictionary(chunked.type):
                 time = _dictionary(chunked)
             else:
-                array = _one_chunk(chunked)
+                array = _one_chunk(chunked).view(pa.int64())
                 # An empty time becomes null: its smallest number marks it for the judge below.
-                time = array.cast(pa.int64()).fill_null(_NO_TIME).to_numpy()
+                time = (array.fill_null(_NO_TIME) if array.null_count else array).to_numpy()
         return _Raw(
             table.num_rows,
             lines,
             line_of,
             [codes(column) for _, column in mapping.identity],
-            codes(mapping.metric) if mapping.metric is not None else None,
+            _dictionary(table.column(self._names[mapping.metric])) if mapping.metric is not None else None,
             values,
             absent,
             time,
@@ -233,7 +260,7 @@ class BlockParser:
 
     # Assembling: cells to codes and numbers.
 
-    def _assemble(self, raw: _Raw, data: bytes) -> Parsed:
+    def _assemble(self, raw: _Raw, data: bytes | memoryview) -> Parsed:
         bad = raw.bad
         line_of = raw.line_of
         keep = np.ones(raw.rows, dtype=bool)
@@ -248,7 +275,8 @@ class BlockParser:
         identity = [table.codes(strings) for table, (_, strings) in zip(self._tables, raw.identity, strict=True)]
         for (codes, _), known, (_, column) in zip(raw.identity, identity, self.mapping.identity, strict=True):
             if len(known) and known.min() < 0:
-                reject(known[codes] < 0, "undecodable", self.mapping.header[column])
+                wrong = np.ones(raw.rows, dtype=bool) if codes is None else known[codes] < 0
+                reject(wrong, "undecodable", self.mapping.header[column])
         time = self._times(raw, reject)
         metric = None
         if raw.metric is not None:
@@ -308,12 +336,13 @@ class BlockParser:
         factor = self._factors[metric, self._new_units[device]]
         return number if (factor == 1).all() else scale(number, factor)
 
-    def _devices(self, raw: _Raw, identity: list[np.ndarray], keep: np.ndarray, data: bytes) -> np.ndarray:
+    def _devices(self, raw: _Raw, identity: list[np.ndarray], keep: np.ndarray, data: bytes | memoryview) -> np.ndarray:
         """int32 device codes of all rows (those of rejected rows mean nothing)."""
-        group, first = _groups([codes for codes, _ in raw.identity], [len(strings) for _, strings in raw.identity])
+        varying = [(codes, len(strings)) for codes, strings in raw.identity if codes is not None]
+        group, first = _groups(varying, raw.rows)
         keys = np.empty((len(first), len(identity)), dtype=np.int64)
         for i, ((codes, _), known) in enumerate(zip(raw.identity, identity, strict=True)):
-            keys[:, i] = known[codes[first]]
+            keys[:, i] = known[0] if codes is None else known[codes[first]]
         as_bytes = keys.view(np.dtype((np.void, keys.shape[1] * 8))).ravel().tolist()
         get = self._known.get
         found = [get(key) for key in as_bytes]
@@ -327,7 +356,7 @@ class BlockParser:
                     found[i] = 0
                     continue
                 if lines is None and self.mapping.labels is not None:
-                    lines = data.split(b"\n")
+                    lines = bytes(data).split(b"\n")
                 line = None if lines is None else lines[row if raw.line_of is None else int(raw.line_of[row])]
                 found[i] = self._known[as_bytes[i]] = self._new_device(keys[i], line)
         return np.array(found, dtype=np.int32)[group]
@@ -392,7 +421,8 @@ _NO_CODES: Final = np.zeros(0, dtype=np.int32)
 _NO_TIME: Final = -(2**63)
 
 
-def _is_utf8(data: bytes) -> bool:
+def _is_utf8(data: bytes | memoryview) -> bool:
+    data = bytes(data)
     if data.isascii():
         return True
     try:
@@ -429,10 +459,12 @@ def _cells_of_line(text: str, delimiter: str) -> tuple[list[str], str]:
     return (cells, "") if next(lines, None) is not None else ([], "quote")
 
 
-def _quote_left_open(data: bytes, delimiter: str) -> bool:
+def _quote_left_open(data: bytes | memoryview, delimiter: str) -> bool:
     """Whether the last line has an open quote: the only one that the tally of rows and lines cannot show."""
-    end = len(data) - data.endswith(b"\n")
-    last = data[data.rfind(b"\n", 0, end) + 1 : end]
+    tail = bytes(data[-_TAIL_BYTES:]).removesuffix(b"\n")
+    if b"\n" not in tail and len(data) > _TAIL_BYTES:
+        tail = bytes(data).removesuffix(b"\n")
+    last = tail[tail.rfind(b"\n") + 1 :]
     if b'"' not in last:
         return False
     return _cells_of_line(last.removesuffix(b"\r").decode("utf-8", "replace"), delimiter)[1] == "quote"
@@ -463,23 +495,47 @@ def _judge_numbers(
     return numbers[codes], judged == 1, judged == 2
 
 
-def _groups(columns: list[np.ndarray], sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Group rows by all ``columns`` of codes: (group of each row, first row of each group).
+def _tally(data: bytes | memoryview, rows: int) -> bool:
+    """Whether each row is one line, exactly: no line without a row, no row over two lines, no line end but LF."""
+    octets = np.frombuffer(data, dtype=np.uint8)
+    rows -= int(octets[-1]) != 10
+    # Usually the line ends are the only control characters up to CR: one look at the data settles it.
+    if int(np.count_nonzero(octets < 14)) == rows:
+        return True
+    data = bytes(data)
+    return data.count(b"\n") == rows and (b"\r" not in data or data.count(b"\r") == data.count(b"\r\n"))
+
+
+def _all_equal(array: pa.BinaryArray, value: bytes) -> bool:
+    """Whether every element is ``value``, by comparing memory."""
+    size, rows = len(value), len(array)
+    _, offsets, data = array.buffers()
+    starts = np.frombuffer(offsets, dtype=np.int32, count=rows + 1, offset=array.offset * 4)
+    if starts[-1] - starts[0] != size * rows:
+        return False
+    if not size:
+        return True
+    if not (np.diff(starts) == size).all():
+        return False
+    return data.slice(int(starts[0]), size * rows).equals(pa.py_buffer(value * rows))
+
+
+def _groups(columns: list[tuple[np.ndarray, int]], rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Group rows by all ``columns`` of (codes, how many): (group of each row, first row of each group).
 
     Starts from the column with the most distinct values, which in telemetry names the GPU and so decides the others:
     then each of them costs one comparison. Only where it does not are groups refined.
     """
-    order = sorted(range(len(columns)), key=lambda i: -sizes[i])
-    group = columns[order[0]]
-    first = _first_rows(group, sizes[order[0]])
-    for i in order[1:]:
-        if sizes[i] <= 1:
+    columns = sorted(columns, key=lambda column: -column[1])
+    if not columns:
+        return np.zeros(rows, dtype=np.int32), np.zeros(1, dtype=np.int64)
+    group, size = columns[0]
+    first = _first_rows(group, size)
+    for codes, size in columns[1:]:
+        if size <= 1 or (codes[first][group] == codes).all():
             continue
-        codes = columns[i]
-        if (codes[first][group] == codes).all():
-            continue
-        pair = group.astype(np.int64) * sizes[i] + codes
-        product = len(first) * sizes[i]
+        pair = group.astype(np.int64) * size + codes
+        product = len(first) * size
         if product <= _KEY_PRODUCT_MAX:
             present = np.zeros(product, dtype=bool)
             present[pair] = True

@@ -15,12 +15,12 @@ from producers.batcher import Batcher, batch_parts
 from producers.blocks import Block, FileBlocks, stream_blocks
 from producers.columns import Columns
 from producers.csv import BlockParser
-from producers.errors import BadRow
-from producers.identities import Identities
+from producers.errors import BadRow, SourceError
+from producers.identities import DEVICES_MAX, Identities
 from producers.pacing import Stamper
 from producers.rejects import RejectsFile
 from producers.run import Run
-from producers.source import open_stream
+from producers.source import open_stream, pieces_of
 from producers.task import LaneTask, Position, WorkerSettings
 
 REPLAY_BYTES_MAX: Final = 64 << 20
@@ -99,11 +99,10 @@ class LaneRun(Run):
     def _blocks(self, start: Position, *, first: bool) -> Iterator[tuple[int, Columns]]:
         """Parsed blocks of one pass from ``start``; a small lane that is played again is parsed once."""
         if not self._replayed:
-            for block in self._read(start.block):
-                yield block.number, self._parse(block, tell=first)
+            yield from self._parsed(start.block, tell=first)
             return
         if self._replay is None:
-            columns = _joined([self._parse(block, tell=first) for block in self._read(self.task.first)])
+            columns = _joined([columns for _, columns in self._parsed(self.task.first, tell=first)])
             self._repeats = self._repeats_of(columns.rows)
             self._replay = columns if self._repeats == 1 else _joined([columns] * self._repeats)
         if start.block == self.task.first:
@@ -119,13 +118,32 @@ class LaneRun(Run):
             return 1
         return max(1, task.batch_rows // rows)
 
-    def _read(self, first: int) -> Iterator[Block]:
+    def _parsed(self, first: int, *, tell: bool) -> Iterator[tuple[int, Columns]]:
+        """(block number, its rows); a block is read and parsed in pieces of the same grid, nested in its own."""
+        pieces = pieces_of(self.task.block_bytes) if self.task.source.seekable else 1
+        number, parts = first, []
+        for piece in self._read(first, pieces):
+            if piece.number // pieces != number:
+                if parts:
+                    yield number, _joined(parts)
+                number, parts = piece.number // pieces, []
+            generation = self._identities.generation
+            columns = self._parse(piece, tell=tell)
+            if parts and generation != self._identities.generation:
+                path = self.task.source.path
+                raise SourceError(f"{path}: above {DEVICES_MAX:,} devices: leave out what is no label with --map")
+            parts.append(columns)
+        if parts:
+            yield number, _joined(parts)
+
+    def _read(self, first: int, pieces: int) -> Iterator[Block]:
         task = self.task
         source = task.source
         if source.seekable:
-            with FileBlocks(source.path, task.block_bytes, source.data_start, source.size) as blocks:
+            piece_bytes = task.block_bytes // pieces
+            with FileBlocks(source.path, piece_bytes, source.data_start, source.size, reuse=True) as blocks:
                 self._count_lines = blocks.count_lines
-                yield from blocks.read(first, task.last)
+                yield from blocks.read(first * pieces, task.last * pieces)
             return
         with open_stream(source.path) as stream:
             _skip(stream, source.data_start)
@@ -135,7 +153,7 @@ class LaneRun(Run):
                 else:
                     self._line_at = (
                         block.offset + len(block.data),
-                        self._line_at[1] + block.data.count(b"\n"),
+                        self._line_at[1] + bytes(block.data).count(b"\n"),
                     )
 
     def _parse(self, block: Block, *, tell: bool) -> Columns:
@@ -163,7 +181,7 @@ class LaneRun(Run):
             where = f", column {first.column}" if first.column else ""
             raise BadRow(f"{self.task.source.path}: line {line + first.line}{where}: {REASONS[first.reason]}")
         if tell:
-            self._rejects.write(self.task.source.path, line, block.data, bad)
+            self._rejects.write(self.task.source.path, line, bytes(block.data), bad)
 
     def _publish_block(self, pass_number: int, block: int, columns: Columns, stamper: Stamper, first_part: int) -> bool:
         parts = batch_parts(columns.rows, self.task.batch_rows)
