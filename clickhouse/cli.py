@@ -6,17 +6,22 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from clickhouse import retention
+from clickhouse.backup import BadDestination, back_up, backups, restore
 from clickhouse.client import DEFAULT_DATABASE, DEFAULT_URL, StoreAddress, StoreConnection
 from clickhouse.errors import StoreError
 from clickhouse.migrate import UnknownMigration, applied, bootstrap, migrate, plan
 from clickhouse.migrations import all_migrations
 from clickhouse.queries.tables import table_sizes
 from clickhouse.rolling import roll
+from clickhouse.rollup import retention_days
 from clickhouse.schema import Flavour
+from clickhouse.verify import SHOWN_MAX, BadExpectation, read_expected, repair, verify
 from telemetry.options import (
     Command,
     CommandLine,
     Option,
+    Positional,
     UsageError,
     common,
     duration_seconds,
@@ -68,6 +73,8 @@ SERVE = (
     Option("max-body", "longest request body", 1 << 30, size_bytes, "bytes"),
 )
 
+BACKUP_HELP = "a name (a folder where the server keeps backups), or a destination such as Disk('backups', 'name')"
+
 COMMAND_LINE = CommandLine(
     PROG,
     "STORE",
@@ -94,6 +101,31 @@ COMMAND_LINE = CommandLine(
                 Option("interval", "pause between two looks", 5.0, duration_seconds, "seconds"),
                 Option("once", "look once and end", False, flag),
             ),
+        ),
+        "verify": Command(
+            "look for batches that are doubled, missing or short, and for rollups that differ from raw",
+            (
+                *WHERE,
+                Option("repair", "keep one copy of each doubled batch and recompute its rollups", False, flag),
+                Option("expect", "NDJSON of what was sent: session, seq, rows", None, path, metavar="FILE"),
+            ),
+        ),
+        "retention": Command(
+            "tell how long rows are kept, and change it",
+            (
+                *WHERE,
+                *CLUSTER,
+                Option("raw", "samples and rejects", None, positive_int, "days"),
+                Option("minutes", "rollup by minute", None, positive_int, "days"),
+                Option("hours", "rollup by hour, XID events", None, positive_int, "days"),
+                Option("yes", "shorten even where rows are lost", False, flag),
+            ),
+        ),
+        "backup": Command("back up the database", WHERE, (Positional("to", BACKUP_HELP),)),
+        "restore": Command(
+            "restore the database; collectors must not run meanwhile",
+            (*WHERE, Option("over", "drop what is there now", False, flag)),
+            (Positional("from", BACKUP_HELP),),
         ),
         "status": Command("tell the state of schema and tables", WHERE),
     },
@@ -196,6 +228,8 @@ def run_status(args: argparse.Namespace) -> int:
                 f"{table.name:<16}{table.rows:>16,}{table.bytes:>16,}{per_row:>11.2f}"
                 f"{table.parts:>7}{table.partitions:>12}"
             )
+        for backup in backups(conn):
+            print(f"backup     {backup.name} {backup.status} {backup.bytes:,} bytes {backup.error}".rstrip())
     return 0 if len(done) == newest else 1
 
 
@@ -203,7 +237,67 @@ def run_rollup(args: argparse.Namespace) -> int:
     return roll(address_of(args), args)
 
 
-RUN = {"serve": run_serve, "migrate": run_migrate, "rollup": run_rollup, "status": run_status}
+def run_verify(args: argparse.Namespace) -> int:
+    try:
+        expected = read_expected(args.expect) if args.expect else None
+    except BadExpectation as e:
+        raise UsageError(f"--expect {e}") from None
+    with StoreConnection(address_of(args)) as conn:
+        conn.check_boot_id()
+        report = verify(conn, expected)
+        for kind in ("doubled", "missing", "short", "unrolled"):
+            findings = getattr(report, kind)
+            for finding in findings[:SHOWN_MAX]:
+                print(kind, " ".join(f"{name}={value}" for name, value in finding._asdict().items()))
+        print(
+            f"{report.rows:,} rows: {len(report.doubled)} batches doubled, {len(report.missing)} gaps, "
+            f"{len(report.short)} batches of another size, {len(report.unrolled)} days of rollups that differ"
+        )
+        if args.repair and (report.doubled or report.unrolled):
+            print(f"removed {repair(conn, report):,} rows")
+            report = verify(conn, expected)
+    return 0 if report.clean else 1
+
+
+def run_retention(args: argparse.Namespace) -> int:
+    flavour = flavour_of(args)
+    wanted = {"samples": args.raw, "rejects": args.raw, "samples_1m": args.minutes, "samples_1h": args.hours}
+    wanted["xid_events"] = args.hours
+    with StoreConnection(address_of(args)) as conn:
+        changes = retention.plan(conn, {table: days for table, days in wanted.items() if days})
+        losing = [change for change in changes if change.rows_lost]
+        if losing and not args.yes:
+            told = ", ".join(f"{change.rows_lost:,} rows of {change.table}" for change in losing)
+            raise UsageError(f"this lets go of {told}: say --yes if that is meant")
+        retention.apply(conn, changes, flavour)
+        for table in wanted:
+            print(f"{table:<12}{retention_days(conn, table):>6} days")
+    return 0
+
+
+def run_backup(args: argparse.Namespace) -> int:
+    with StoreConnection(address_of(args)) as conn:
+        print(back_up(conn, args.to))
+    return 0
+
+
+def run_restore(args: argparse.Namespace) -> int:
+    with StoreConnection(address_of(args)) as conn:
+        print(restore(conn, vars(args)["from"], over=args.over))
+        print("restart the server before collectors run again: its boot id must change", file=sys.stderr)
+    return 0
+
+
+RUN = {
+    "serve": run_serve,
+    "migrate": run_migrate,
+    "rollup": run_rollup,
+    "verify": run_verify,
+    "retention": run_retention,
+    "backup": run_backup,
+    "restore": run_restore,
+    "status": run_status,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -212,7 +306,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with usage_errors(PROG):
         try:
             return RUN[args.command](args)
-        except UnknownMigration as e:
+        except (UnknownMigration, BadDestination) as e:
             raise UsageError(str(e)) from None
         except StoreError as e:
             print(f"{PROG}: {e}", file=sys.stderr)

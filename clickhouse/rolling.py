@@ -6,14 +6,19 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
+from typing import Final
 
 from clickhouse.client import StoreAddress, StoreConnection
 from clickhouse.errors import StoreError, StoreNotReady
 from clickhouse.rollup import Progress, Rollup
+from clickhouse.verify import doubled_lately
 from telemetry import metrics
 from telemetry.backoff import Backoff
 from telemetry.health import Check
 from telemetry.service import Service
+
+CHECK_SECONDS: Final = 60.0
+"""How often the newest rows are looked at for batches that are stored twice (R19)."""
 
 
 class RollupProcess:
@@ -27,6 +32,8 @@ class RollupProcess:
         self._looks = self._failures = self._minutes = self._rows = 0
         self._upto_s = 0
         self._seconds = 0.0
+        self._doubled = 0
+        self._checked_at = 0.0
         service.check("store", self._check)
         metrics.on_scrape(service.registry, self._samples)
 
@@ -39,7 +46,7 @@ class RollupProcess:
                     if not conn.has("samples_1m"):
                         raise StoreNotReady("the schema has no rollups: run `telemetry-clickhouse migrate`")
                     self._trouble = ""
-                    self._look_on(Rollup(conn), backoff)
+                    self._look_on(conn, Rollup(conn), backoff)
             except StoreError as e:
                 self._failures += 1
                 self._trouble = str(e)
@@ -47,11 +54,18 @@ class RollupProcess:
                 self._service.log.warning("waits for the store", extra={"reason": str(e), "wait_s": round(wait, 2)})
                 self._service.stopping.wait(wait)
 
-    def _look_on(self, rollup: Rollup, backoff: Backoff) -> None:
+    def _look_on(self, conn: StoreConnection, rollup: Rollup, backoff: Backoff) -> None:
         while not self._service.stopping.is_set():
             progress = rollup.look()
             backoff.reset()
             self._told(progress)
+            if time.monotonic() - self._checked_at > CHECK_SECONDS:
+                self._doubled = doubled_lately(conn)
+                self._checked_at = time.monotonic()
+                if self._doubled:
+                    self._service.log.error(
+                        "batches are stored twice: run `telemetry-clickhouse verify`", extra={"batches": self._doubled}
+                    )
             self._service.stopping.wait(self._interval_s)
 
     def _told(self, progress: Progress) -> None:
@@ -80,6 +94,7 @@ class RollupProcess:
         yield "store_rollup_minutes_total", (), self._minutes
         yield "store_rollup_rows_total", (), self._rows
         yield "store_rollup_busy_seconds_total", (), self._seconds
+        yield "store_doubled_batches", (), self._doubled
         yield "store_rollup_lag_seconds", (), time.time() - self._upto_s if self._upto_s else 0.0
 
 

@@ -92,6 +92,11 @@ class Flavour:
             "fsync_after_insert = 1, fsync_part_directory = 1"
         )
 
+    @property
+    def ttl(self) -> str:
+        """Settings of a table with a TTL: whole parts go, and a new TTL costs no rewriting of the old rows."""
+        return "ttl_only_drop_parts = 1, materialize_ttl_recalculate_only = 1"
+
     def distributed(self, name: str, sharding: str = "rand()") -> list[str]:
         """The table over all shards, for questions; nothing is inserted through it."""
         if not self.is_cluster:

@@ -115,6 +115,7 @@ METRICS: Final[tuple[MetricDefinition, ...]] = (
     MetricDefinition("store_rollup_minutes_total", "counter", (), "Minutes recomputed"),
     MetricDefinition("store_rollup_rows_total", "counter", (), "Raw rows of recomputed minutes"),
     MetricDefinition("store_rollup_busy_seconds_total", "counter", (), "Seconds spent on looks"),
+    MetricDefinition("store_doubled_batches", "gauge", (), "Batches stored more than once among the newest rows"),
     MetricDefinition("store_rollup_lag_seconds", "gauge", (), "Age of the newest minute that is rolled up"),
     # collector
     MetricDefinition("collector_rows_received_total", "counter", (), "Rows of the deliveries taken from the broker"),

@@ -21,7 +21,7 @@ ENGINE = {flavour.engine("samples")}
 PARTITION BY toDate(ts)
 ORDER BY (gpu, metric, ts)
 TTL toDateTime(ts) + toIntervalDay({RETENTION_DAYS})
-SETTINGS {flavour.deduplication}, ttl_only_drop_parts = 1""",
+SETTINGS {flavour.deduplication}, {flavour.ttl}""",
         *flavour.distributed("samples", "gpu"),
     ]
 

@@ -28,7 +28,7 @@ ENGINE = {flavour.engine("rejects")}
 PARTITION BY toDate(appended)
 ORDER BY (appended, _session, _seq, row)
 TTL toDateTime(appended) + toIntervalDay({RETENTION_DAYS})
-SETTINGS {flavour.deduplication}, ttl_only_drop_parts = 1""",
+SETTINGS {flavour.deduplication}, {flavour.ttl}""",
         *flavour.distributed("rejects"),
     ]
 

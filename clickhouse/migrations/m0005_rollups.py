@@ -30,7 +30,7 @@ ENGINE = {flavour.engine("samples_1m", "Replacing", "version")}
 PARTITION BY toDate(bucket)
 ORDER BY (gpu, metric, bucket)
 TTL bucket + toIntervalDay({MINUTE_DAYS})
-SETTINGS ttl_only_drop_parts = 1, do_not_merge_across_partitions_select_final = 1""",
+SETTINGS {flavour.ttl}, do_not_merge_across_partitions_select_final = 1""",
         f"""CREATE TABLE IF NOT EXISTS {flavour.table("samples_1h")}{flavour.on_cluster}
 (
 {_VALUES}
@@ -39,7 +39,7 @@ ENGINE = {flavour.engine("samples_1h", "Replacing", "version")}
 PARTITION BY toYYYYMM(bucket)
 ORDER BY (gpu, metric, bucket)
 TTL bucket + toIntervalDay({HOUR_DAYS})
-SETTINGS ttl_only_drop_parts = 1, do_not_merge_across_partitions_select_final = 1""",
+SETTINGS {flavour.ttl}, do_not_merge_across_partitions_select_final = 1""",
         # min, max and argMax may be fed the same rows any number of times.
         f"""CREATE TABLE IF NOT EXISTS {flavour.table("gpu_seen")}{flavour.on_cluster}
 (
@@ -63,7 +63,7 @@ ENGINE = {flavour.engine("xid_events", "Replacing", "version")}
 PARTITION BY toYYYYMM(ts)
 ORDER BY (gpu, ts)
 TTL toDateTime(ts) + toIntervalDay({HOUR_DAYS})
-SETTINGS ttl_only_drop_parts = 1""",
+SETTINGS {flavour.ttl}""",
         f"""CREATE TABLE IF NOT EXISTS {flavour.table("rollup_progress")}{flavour.on_cluster}
 (
     name LowCardinality(String),
