@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import re
 import subprocess
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,7 @@ def test_make_run_shows_every_gpu_ends_on_ctrl_c_and_continues_on_the_same_data(
         assert all(isinstance(row["value"], int | float) for row in rows)
         before = eventually(lambda: stored(first), 20, "rows are stored")
         oldest = times[0]
+        check_the_tour(first, gpu)
         seconds = first.ctrl_c()
         assert seconds < CTRL_C_TIMEOUT_S, first.output()[-3000:]
         assert first.killed_at_the_end() == []
@@ -56,6 +59,20 @@ def test_make_run_shows_every_gpu_ends_on_ctrl_c_and_continues_on_the_same_data(
         assert kept["telemetry"][0]["timestamp"] == oldest
         assert second.ctrl_c() < CTRL_C_TIMEOUT_S
         assert second.killed_at_the_end() == []
+
+
+def check_the_tour(pipeline: Pipeline, gpu: str) -> None:
+    """Every address that the README tells is there, and says something."""
+    readme = (ROOT / "README.md").read_text()
+    found = re.findall(r"'(http://127[^']+)'|<(http://127[^>]+)>|curl (http://127\S+)", readme)
+    addresses = ["".join(groups) for groups in found]
+    assert len(addresses) >= 6
+    for address in addresses:
+        url = pipeline.here(address.replace("GPU-...", gpu))
+        assert url != address, f"{address} is at none of the default ports"
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            assert answer.status == 200, url
+            assert answer.read(), url
 
 
 def stored(pipeline: Pipeline) -> int:

@@ -16,7 +16,18 @@ import psutil
 from tests.helpers.processes import ROOT, free_port, get_json
 from tests.helpers.waiting import eventually
 
-PORTS = ("BROKER", "ADMIN", "BROKER_HTTP", "STREAMER", "COLLECTOR_1", "COLLECTOR_2", "ROLLUP", "STORE", "API")
+PORTS = {
+    "BROKER": 5555,
+    "ADMIN": 5556,
+    "BROKER_HTTP": 9090,
+    "STREAMER": 8081,
+    "COLLECTOR_1": 8082,
+    "COLLECTOR_2": 8083,
+    "ROLLUP": 8084,
+    "STORE": 8123,
+    "API": 8080,
+}
+"""The ports that the documents speak of."""
 READY_TIMEOUT_S = 90.0
 CTRL_C_TIMEOUT_S = 12.0
 """What a user is promised."""
@@ -63,6 +74,12 @@ class Pipeline:
     def get(self, path: str) -> Any:
         """JSON of the API."""
         return get_json(f"{self.api}{path}", timeout=20)
+
+    def here(self, text: str) -> str:
+        """``text`` of a document with its default ports replaced by this pipeline's."""
+        for name, default in PORTS.items():
+            text = text.replace(f"127.0.0.1:{default}/", f"127.0.0.1:{self.ports[f'PORT_{name}']}/")
+        return text
 
     def processes(self) -> list[psutil.Process]:
         """make, the runner, supervisord and every program that lives now."""
