@@ -145,7 +145,7 @@ def create_app(
     if broker is not None:
         hub = Hub(broker.live_consumer, clients_max=settings.live_clients_max, rows_max=settings.live_buffer_rows)
         uploads = Uploads(broker, settings.state_dir)
-    app.extensions.update(hub=hub, uploads=uploads, submissions=Submissions())
+    app.extensions.update(registry=registry, health=health, hub=hub, uploads=uploads, submissions=Submissions())
     app.extensions.update(settings=settings, store=store, broker=broker, monitor=monitor, directory=Directory(store))
 
     evaluator = Evaluator(
@@ -172,10 +172,9 @@ def create_app(
 
     api = ProblemApi(app)
     api.spec.components.schema("IngestItem", schema=IngestItemSchema)
-    for blueprint in BLUEPRINTS:
+    for blueprint in (*BLUEPRINTS, pages.blueprint):
         api.register_blueprint(blueprint)
     app.register_blueprint(documents.blueprint)
-    pages.install(app, registry, health)
 
     health.add("store", monitor.check_store)
     health.add("broker", monitor.check_broker)

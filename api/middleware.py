@@ -17,11 +17,6 @@ from telemetry import metrics
 
 log = logging.getLogger(__name__)
 
-OPEN_ENDPOINTS: Final = frozenset(
-    {"health", "healthz", "readyz", "metrics_page", "version", "static", "documents.vendored"}
-)
-"""Endpoints that answer without a key: probes, and files that hold no data."""
-
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}$")
 
 SECURITY_HEADERS: Final = {
@@ -83,12 +78,10 @@ def install(app: Flask, settings: Settings, registry: CollectorRegistry, keys: K
         g.client = None
         path = request.path
         # A browser's preflight carries no key; pages hold no data and ask for the key themselves.
-        if request.method == "OPTIONS" or (not path.startswith("/api/") and request.endpoint != "graphql.query"):
+        if request.method == "OPTIONS" or not path.startswith(("/api/", "/graphql")):
             return
-        if request.endpoint not in OPEN_ENDPOINTS:
-            scope = required_scope(path, request.method)
-            live = path.endswith(("/stream", "/ws"))
-            g.client = admit(app.extensions["keys"], request, scope, in_query=live)
+        scope = required_scope(path, request.method)
+        g.client = admit(app.extensions["keys"], request, scope, in_query=path.endswith(("/stream", "/ws")))
 
     @app.after_request
     def end(response: Response) -> Response:

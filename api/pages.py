@@ -5,8 +5,8 @@ from __future__ import annotations
 import platform
 from typing import Any
 
-from flask import Flask, Response, jsonify, request
-from prometheus_client import CollectorRegistry
+from flask import Response, current_app, jsonify, request
+from flask_smorest import Blueprint
 from prometheus_client.exposition import choose_encoder
 
 from telemetry import __version__
@@ -14,40 +14,71 @@ from telemetry.health import Health
 
 PROBE_PATHS = ("/health", "/healthz", "/readyz", "/metrics")
 
+blueprint = Blueprint("pages", __name__, description="Health, metrics and version")
 
-def install(app: Flask, registry: CollectorRegistry, health: Health) -> None:
-    """Register the pages."""
-
-    def health_page() -> tuple[Response, int]:
-        report = health.report()
-        return _no_store(jsonify(report)), 503 if report["status"] == "unhealthy" else 200
-
-    def alive() -> tuple[Response, int]:
-        dead = health.dead()
-        body: dict[str, Any] = {"status": "dead", "reasons": dead} if dead else {"status": "alive"}
-        return _no_store(jsonify(body)), 503 if dead else 200
-
-    def ready() -> tuple[Response, int]:
-        reasons = health.unready()
-        body: dict[str, Any] = {"status": "not ready", "reasons": reasons} if reasons else {"status": "ready"}
-        return _no_store(jsonify(body)), 503 if reasons else 200
-
-    def metrics_page() -> Response:
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return _no_store(Response(encode(registry), content_type=content_type))
-
-    def version() -> Response:
-        return jsonify(
-            {"service": "telemetry-api", "version": __version__, "api": "v1", "python": platform.python_version()}
-        )
-
-    app.add_url_rule("/health", "health", health_page)
-    app.add_url_rule("/healthz", "healthz", alive)
-    app.add_url_rule("/readyz", "readyz", ready)
-    app.add_url_rule("/metrics", "metrics_page", metrics_page)
-    app.add_url_rule("/version", "version", version)
+_OBJECT = {"type": "object"}
 
 
-def _no_store(response: Response) -> Response:
+def _health() -> Health:
+    found: Health = current_app.extensions["health"]
+    return found
+
+
+def _no_store(body: Any, status: int = 200) -> Response:
+    response = body if isinstance(body, Response) else jsonify(body)
+    response.status_code = status
     response.headers["Cache-Control"] = "no-store"
     return response
+
+
+@blueprint.route("/health")
+@blueprint.response(200, _OBJECT, description="healthy or degraded")
+@blueprint.alt_response(503, schema=_OBJECT, content_type="application/json", description="unhealthy")
+@blueprint.doc(
+    operationId="health", summary="What this process and each part of the pipeline says about itself", security=[]
+)
+def health() -> Response:
+    """`checks` tells of the store, the broker and the collectors, with a reason for whatever is not healthy."""
+    report = _health().report()
+    return _no_store(report, 503 if report["status"] == "unhealthy" else 200)
+
+
+@blueprint.route("/healthz")
+@blueprint.response(200, _OBJECT, description="alive")
+@blueprint.alt_response(503, schema=_OBJECT, content_type="application/json", description="Only a restart can help")
+@blueprint.doc(operationId="alive", summary="Whether this process is alive", security=[])
+def alive() -> Response:
+    """A part that is away makes a process unready, never dead."""
+    dead = _health().dead()
+    return _no_store({"status": "dead", "reasons": dead} if dead else {"status": "alive"}, 503 if dead else 200)
+
+
+@blueprint.route("/readyz")
+@blueprint.response(200, _OBJECT, description="ready")
+@blueprint.alt_response(503, schema=_OBJECT, content_type="application/json", description="Not ready, with reasons")
+@blueprint.doc(operationId="ready", summary="Whether requests may be sent here", security=[])
+def ready() -> Response:
+    """Ready means that the store answers: everything can then be read."""
+    reasons = _health().unready()
+    return _no_store(
+        {"status": "not ready", "reasons": reasons} if reasons else {"status": "ready"}, 503 if reasons else 200
+    )
+
+
+@blueprint.route("/metrics")
+@blueprint.response(200, {"type": "string"}, content_type="text/plain", description="Prometheus text")
+@blueprint.doc(operationId="metrics", summary="Metrics of this process for Prometheus", security=[])
+def metrics_page() -> Response:
+    """In the Prometheus text format, or OpenMetrics by Accept."""
+    encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+    return _no_store(Response(encode(current_app.extensions["registry"]), content_type=content_type))
+
+
+@blueprint.route("/version")
+@blueprint.response(200, _OBJECT, description="Versions")
+@blueprint.doc(operationId="version", summary="What runs here", security=[])
+def version() -> Response:
+    """Versions of the software, the API and Python."""
+    return jsonify(
+        {"service": "telemetry-api", "version": __version__, "api": "v1", "python": platform.python_version()}
+    )

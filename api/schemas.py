@@ -18,6 +18,10 @@ TIME: Final = "2025-07-18T20:42:34.000Z"
 class Document(ma.Schema):
     """A schema whose ``dump`` passes the answer on as it is."""
 
+    class Meta:
+        # Additions are no breach of the contract: clients must not refuse what they do not know.
+        unknown = ma.EXCLUDE
+
     def dump(self, obj: Any, *, many: bool | None = None) -> Any:
         return obj
 
@@ -286,6 +290,10 @@ class RejectSchema(Document):
     hostname = text("What it said of the host", "")
     metric_name = text("Its metric", "DCGM_FI_DEV_GPU_TEMP")
     value = text("Its value, as text", "nan")
+    detail = text("What exactly was wrong", "")
+    session = text("Session of the producer that sent it, in hexadecimal", "0000000000000007")
+    seq = whole("Number of its batch in the session", 1)
+    row = whole("Its place in the batch, from 0", 0)
 
 
 class RejectListSchema(PageSchema):

@@ -32,6 +32,14 @@ _RFC3339: Final = re.compile(
 )
 
 
+TIME_PATTERN: Final = (
+    r"^(now([+-]([0-9]{1,9}(ms|[smhdw]))+)?|[0-9]{1,10}(\.[0-9]{1,9})?|[0-9]{12,13}"
+    r"|[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?(Z|z|[+-][0-9]{2}:?[0-9]{2})?)?)$"
+)
+DURATION_PATTERN: Final = r"^(([0-9]{1,9}(ms|[smhdw]))+|[0-9]{1,8}(\.[0-9]{1,3})?)$"
+"""What the OpenAPI document says of both."""
+
+
 def parse_duration_ms(text: str) -> int:
     """``90s``, ``1h30m``, ``250ms`` or plain seconds, in milliseconds. Raises ``ValueError``."""
     if _DURATION.fullmatch(text):
@@ -109,6 +117,7 @@ class Time(ma.fields.Field):
     def __init__(self, *, up: bool = False, clock: Callable[[], float] = time.time, **kwargs: Any) -> None:
         metadata = kwargs.setdefault("metadata", {})
         metadata.setdefault("type", "string")
+        metadata["pattern"] = TIME_PATTERN
         metadata["description"] = (
             f"{metadata.get('description', 'Time')}: RFC 3339, unix seconds, or relative such as `now-1h`"
         )
@@ -129,6 +138,7 @@ class Duration(ma.fields.Field):
     def __init__(self, **kwargs: Any) -> None:
         metadata = kwargs.setdefault("metadata", {})
         metadata.setdefault("type", "string")
+        metadata["pattern"] = DURATION_PATTERN
         super().__init__(**kwargs)
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
