@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -50,16 +49,12 @@ class Held:
 
 
 class Archiver:
-    """Takes deliveries from ``source`` and keeps them below ``root``. :meth:`run` is the whole life, in one thread.
-
-    Raises :class:`telemetry.options.UsageError` for a directory that cannot be used.
-    """
+    """Takes deliveries from ``source`` and keeps them in ``directory``: :meth:`run`, in one thread."""
 
     def __init__(
         self,
         source: Source,
-        root: Path,
-        format: str,
+        directory: Directory,
         settings: ArchiveSettings,
         *,
         log: logging.Logger,
@@ -74,8 +69,8 @@ class Archiver:
         self._blank = blank
         self._decoder = BatchDecoder()
         self._cache = DictionaryCache(name_of_metric)
-        self._directory = Directory(root, format)
-        self._format: Format = FORMATS[format](root)
+        self._directory = directory
+        self._format: Format = FORMATS[directory.checkpoint.format](directory.path)
         self._tables: list[pa.Table] = []
         self._rows = 0
         self._held: list[Held] = []

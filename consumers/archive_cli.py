@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from consumers.archive import Archiver, ArchiveSettings
+from consumers.checkpoint import Directory
 from consumers.cli_options import BROKER, RULES, broker_check, rules_of
 from consumers.source import BrokerSource
 from telemetry import metrics
@@ -17,10 +18,10 @@ from telemetry.options import (
     UsageError,
     common,
     duration_seconds,
-    exit_usage,
     path,
     positive_int,
     size_bytes,
+    usage_errors,
 )
 from telemetry.service import Service
 from zmqbroker.client import Consumer
@@ -52,14 +53,13 @@ COMMAND_LINE = CommandLine(
 
 def main(argv: Sequence[str]) -> None:
     args = COMMAND_LINE.parse(argv)
-    try:
+    with usage_errors(PROG):
+        directory = Directory(Path(args.out), args.format)
         with Service.from_args(PROG.replace(" ", "-"), args) as service:
-            archive(args, service)
-    except UsageError as e:
-        exit_usage(PROG, e)
+            archive(args, directory, service)
 
 
-def archive(args: argparse.Namespace, service: Service) -> None:
+def archive(args: argparse.Namespace, directory: Directory, service: Service) -> None:
     """Run until the service is asked to stop, commit what is held, leave."""
     settings = ArchiveSettings(
         rows_max=args.rows,
@@ -80,7 +80,7 @@ def archive(args: argparse.Namespace, service: Service) -> None:
     )
     source = BrokerSource(consumer)
     try:
-        archiver = Archiver(source, Path(args.out), args.format, settings, log=service.log)
+        archiver = Archiver(source, directory, settings, log=service.log)
         metrics.on_scrape(service.registry, lambda: samples(archiver))
         service.check("broker", lambda: broker_check(source, args.connect))
         service.route("/stats", lambda: stats(archiver))

@@ -21,11 +21,11 @@ from telemetry.options import (
     UsageError,
     common,
     duration_seconds,
-    exit_usage,
     path,
     positive_int,
     size_bytes,
     url,
+    usage_errors,
 )
 from telemetry.service import Check, Service
 from zmqbroker.client import Consumer
@@ -66,15 +66,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         archive_cli.main(arguments[1:])
         return
     args = COMMAND_LINE.parse(arguments)
-    try:
+    with usage_errors(PROG):
+        address = store_address(args)
         with Service.from_args(PROG, args) as service:
-            collect(args, service)
-    except UsageError as e:
-        exit_usage(PROG, e)
+            collect(args, address, service)
 
 
-def collect(args: argparse.Namespace, service: Service) -> None:
-    """Run until the service is asked to stop, then drain. Raises :class:`UsageError` if the broker refuses us."""
+def store_address(args: argparse.Namespace) -> StoreAddress:
+    """Where the store is. Raises :class:`UsageError` for a URL that is none."""
     address = StoreAddress(
         url=args.clickhouse,
         user=args.user,
@@ -87,6 +86,11 @@ def collect(args: argparse.Namespace, service: Service) -> None:
         address.driver_arguments()
     except ValueError as e:
         raise UsageError(f"--clickhouse: {e}") from None
+    return address
+
+
+def collect(args: argparse.Namespace, address: StoreAddress, service: Service) -> None:
+    """Run until the service is asked to stop, then drain. Raises :class:`UsageError` if the broker refuses us."""
     consumer = Consumer(
         args.connect,
         args.topic,

@@ -45,7 +45,7 @@ def deliveries(first: int = 0, count: int = 4, rows: int = 20):
 
 
 def archiver(source: ScriptedSource, root: Path, format: str = "parquet", **settings: object) -> Archiver:
-    made = Archiver(source, root, format, ArchiveSettings(**settings), log=logging.getLogger("test"))
+    made = Archiver(source, Directory(root, format), ArchiveSettings(**settings), log=logging.getLogger("test"))
     source.set_credit(100)
     return made
 
@@ -151,8 +151,7 @@ def test_a_commit_is_made_after_its_time_or_when_no_more_credit_is_left(tmp_path
     source = ScriptedSource(deliveries(count=5))
     one = Archiver(
         source,
-        tmp_path,
-        "parquet",
+        Directory(tmp_path, "parquet"),
         ArchiveSettings(every_s=30, credit=3),
         log=logging.getLogger("t"),
         clock=lambda: now[0],
