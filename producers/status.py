@@ -72,6 +72,11 @@ class StreamerStatus:
         yield "streamer_backpressure_seconds_total", (), totals.credit_wait_seconds
         yield "streamer_reconnects_total", (), totals.reconnects
         yield "streamer_possible_duplicates_total", (), totals.possible_duplicates
+        yield "streamer_spool_rows", (), totals.spooled_rows
+        yield "streamer_spool_bytes", (), totals.spooled_bytes
+        yield "streamer_rows_dropped_total", (), totals.rows_dropped
+        yield "streamer_targets", (), totals.targets
+        yield "streamer_targets_up", (), totals.targets_up
         yield "streamer_workers", (), totals.workers_alive
         yield "streamer_worker_restarts_total", (), totals.worker_restarts
         yield "streamer_publish_latency_seconds", ("0.5",), totals.latency_p50_s

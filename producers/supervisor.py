@@ -53,6 +53,12 @@ class Totals:
     lanes_done: int = 0
     latency_p50_s: float = 0.0
     latency_p99_s: float = 0.0
+    spooled_rows: int = 0
+    spooled_bytes: int = 0
+    rows_dropped: int = 0
+    """Rows that a live source lost: neither the broker nor a full spool took them."""
+    targets: int = 0
+    targets_up: int = 0
 
     @property
     def rows_rejected(self) -> int:

@@ -169,6 +169,11 @@ METRICS: Final[tuple[MetricDefinition, ...]] = (
         (),
         "Batches sent again to a broker that did not know the session",
     ),
+    MetricDefinition("streamer_spool_rows", "gauge", (), "Rows that wait in the spool"),
+    MetricDefinition("streamer_spool_bytes", "gauge", (), "Disk that the spool takes"),
+    MetricDefinition("streamer_rows_dropped_total", "counter", (), "Rows of live sources that a full spool dropped"),
+    MetricDefinition("streamer_targets", "gauge", (), "Exporters or GPUs that are read"),
+    MetricDefinition("streamer_targets_up", "gauge", (), "Exporters or GPUs whose last reading succeeded"),
     MetricDefinition("streamer_workers", "gauge", (), "Worker processes alive"),
     MetricDefinition(
         "streamer_worker_restarts_total", "counter", (), "Worker processes that died and were started again"

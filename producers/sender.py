@@ -1,0 +1,309 @@
+"""Live sources to the broker: small batches at once, the spool while nobody takes them, what was spooled afterwards.
+
+Live rows have priority: what is spooled follows oldest first, at a bounded rate beside them. Nothing is waited for: a
+source that measures every second must measure, whatever the broker does.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from producers.batcher import Batcher
+from producers.columns import Columns
+from producers.pacing import TokenBucket
+from producers.spool import Spool, Spooled
+from producers.supervisor import Totals
+from zmqbroker.errors import BrokerError, PublishTimeout
+
+CATCH_UP_BYTES_A_TURN: Final = 256 << 10
+
+
+class _Sent(NamedTuple):
+    receipt: Any
+    rows: int
+    at: float
+    session: int
+    seq: int
+    payload: bytes
+
+
+class LiveSender:
+    """Sends what a live source measures. Used from one thread.
+
+    ``make_producer(session, first_seq)`` makes a producer (session None: a new one). Batches unacknowledged for
+    ``spool_after_s`` mean that nobody takes them: from then on rows go to the spool until that has passed.
+    """
+
+    def __init__(
+        self,
+        make_producer: Callable[[int | None, int], Any],
+        batcher: Batcher,
+        *,
+        batch_rows: int,
+        linger_s: float,
+        log: logging.Logger,
+        spool: Spool | None = None,
+        spool_after_s: float = 3.0,
+        catch_up_bytes_a_s: float = 4 << 20,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.totals = Totals(lanes=1, workers_alive=1)
+        self._make_producer = make_producer
+        self._producer = make_producer(None, 1)
+        self._batcher = batcher
+        self._batch_rows = batch_rows
+        self._linger_s = linger_s
+        self._log = log
+        self._spool = spool
+        self._spool_after_s = spool_after_s
+        self._clock = clock
+        self._buffer: list[Columns] = []
+        self._buffered_rows = 0
+        self._buffered_at = 0.0
+        self._sent: deque[_Sent] = deque()
+        self._latencies: deque[float] = deque(maxlen=256)
+        self._stalled = False
+        self._saved = 0
+        """How many of ``_sent`` are in the spool too, from the oldest on."""
+        self._tokens = TokenBucket(catch_up_bytes_a_s, catch_up_bytes_a_s, clock)
+        self._old_producer: Any = None
+        self._old_sent: deque[tuple[Any, Spooled]] = deque()
+        self._old_after = -1
+        self._old_next = (0, 0)
+        self.dropped_rows = 0
+        """Rows that neither broker nor spool could take."""
+
+    @property
+    def stalled(self) -> bool:
+        """Whether rows go to the spool at the moment."""
+        return self._stalled
+
+    def add(self, columns: Columns) -> None:
+        """Take rows, which must have times. They go out when there are enough, or after ``linger_s``."""
+        if not columns.rows:
+            return
+        if not self._buffer:
+            self._buffered_at = self._clock()
+        self._buffer.append(columns)
+        self._buffered_rows += columns.rows
+        self.totals.rows_read += columns.rows
+        if self._buffered_rows >= self._batch_rows:
+            self._flush()
+
+    def pump(self) -> None:
+        """Send what is due, notice what has become durable, catch up. Call it a few times a second."""
+        if self._buffer and self._clock() - self._buffered_at >= self._linger_s:
+            self._flush()
+        self._settle()
+        self._watch()
+        if self._spool is not None and not self._stalled:
+            self._catch_up()
+        self._count()
+
+    def close(self, timeout_s: float) -> int:
+        """Wait for acks, at most ``timeout_s``; put what remains into the spool. Batches that are nowhere durable."""
+        self._flush()
+        until = self._clock() + timeout_s
+        while self._sent and self._clock() < until and not self._stalled:
+            try:
+                self._sent[0].receipt.wait(0.05)
+            except BrokerError:
+                break
+            self._settle()
+            self._watch()
+        left = len(self._sent)
+        if self._spool is not None:
+            self._save_sent()
+            left = 0
+        self._producer.close(0)
+        self._end_old_producer()
+        if self._spool is not None:
+            self._spool.close()
+        self._count()
+        self.totals.unacked_batches = left
+        return left
+
+    def _flush(self) -> None:
+        while self._buffer:
+            columns = _joined(self._buffer)
+            rest = columns.part(self._batch_rows, columns.rows) if columns.rows > self._batch_rows else None
+            self._buffer = [rest] if rest is not None else []
+            self._buffered_rows = rest.rows if rest is not None else 0
+            self._send(columns.part(0, self._batch_rows))
+
+    def _send(self, columns: Columns) -> None:
+        assert columns.timestamp_ns is not None
+        pack = partial(self._batcher.pack, columns, columns.timestamp_ns)
+        if self._stalled:
+            self._to_spool(pack, columns.rows)
+            return
+        kept: list[tuple[int, int, bytes]] = []
+
+        def packed(session: int, seq: int) -> bytes:
+            kept.append((session, seq, pack(session, seq)))
+            return kept[-1][2]
+
+        try:
+            receipt = self._producer.publish(packed, columns.rows, timeout=0)
+        except PublishTimeout:
+            self._stall("the broker takes no more")
+            self._to_spool(pack, columns.rows)
+            return
+        except BrokerError as e:
+            self._renew_producer(e)
+            self._to_spool(pack, columns.rows)
+            return
+        session, seq, payload = kept[-1]
+        self._sent.append(_Sent(receipt, columns.rows, self._clock(), session, seq, payload))
+        self.totals.rows_published += columns.rows
+        self.totals.batches_published += 1
+
+    def _to_spool(self, pack: Callable[[int, int], bytes], rows: int) -> None:
+        if self._spool is None:
+            self.dropped_rows += rows
+            return
+        try:
+            self._spool.append_new(pack, rows)
+        except (BrokerError, OSError) as e:
+            self.dropped_rows += rows
+            self._log.error("the spool cannot be written", extra={"rows_lost": rows, "reason": str(e)})
+
+    def _settle(self) -> None:
+        sent = self._sent
+        while sent and sent[0].receipt.done:
+            batch = sent.popleft()
+            self._saved = max(0, self._saved - 1)
+            self.totals.rows_acked += batch.rows
+            self.totals.batches_acked += 1
+            self._latencies.append(self._clock() - batch.at)
+
+    def _watch(self) -> None:
+        """Decide whether the broker takes what it is given."""
+        if self._stalled:
+            if not self._sent and self._producer.stats.connected:
+                self._stalled = False
+                self._log.info("the broker takes batches again", extra={"spooled_rows": self._spooled_rows()})
+        elif self._sent and self._clock() - self._sent[0].at > self._spool_after_s:
+            self._stall("nothing was acknowledged")
+
+    def _stall(self, why: str) -> None:
+        if self._stalled:
+            return
+        self._stalled = True
+        where = "the spool" if self._spool is not None else "nowhere: there is no spool"
+        self._log.warning(f"{why}; rows go to {where}", extra={"unacked_batches": len(self._sent)})
+        # What is out may be lost with this process: keep it, under its address, so that the broker tells a repeat.
+        self._save_sent()
+
+    def _save_sent(self) -> None:
+        if self._spool is None:
+            return
+        unsaved = list(self._sent)[self._saved :]
+        if not unsaved:
+            return
+        try:
+            self._spool.append_sent([(b.session, b.seq, b.rows, b.payload) for b in unsaved])
+            self._saved = len(self._sent)
+        except (BrokerError, OSError) as e:
+            self._log.error("the spool cannot be written", extra={"reason": str(e)})
+
+    def _renew_producer(self, error: BrokerError) -> None:
+        """The broker refused this session for good: what it has not acknowledged goes to the spool, a new one begins."""
+        self._log.error("the broker refused the session; a new one begins", extra={"reason": str(error)})
+        self._save_sent()
+        if self._spool is None:
+            self.dropped_rows += sum(batch.rows for batch in self._sent)
+        self._sent.clear()
+        self._saved = 0
+        self._producer.close(0)
+        self._producer = self._make_producer(None, 1)
+
+    # What was spooled.
+
+    def _catch_up(self) -> None:
+        assert self._spool is not None
+        while self._old_sent and self._old_sent[0][0].done:
+            _, batch = self._old_sent.popleft()
+            self._spool.done(batch.offset)
+            self.totals.rows_acked += batch.rows
+            self.totals.batches_acked += 1
+        if len(self._old_sent) > 64 or self._tokens.delay_s(0) > 0:
+            return
+        for batch in self._spool.oldest(self._old_after, CATCH_UP_BYTES_A_TURN):
+            if batch.session == self._producer.session:
+                # Sent by the live producer and saved while it waited: that one sees to it.
+                if any(sent.seq == batch.seq for sent in self._sent):
+                    return
+                if self._old_sent:
+                    return
+                self._spool.done(batch.offset)
+                self._old_after = batch.offset
+                continue
+            if not self._publish_old(batch):
+                return
+            self._old_after = batch.offset
+            self._tokens.delay_s(len(batch.payload))
+
+    def _publish_old(self, batch: Spooled) -> bool:
+        if self._old_producer is None or (batch.session, batch.seq) != self._old_next:
+            if self._old_sent:
+                return False
+            self._end_old_producer()
+            self._old_producer = self._make_producer(batch.session, batch.seq)
+        try:
+            receipt = self._old_producer.publish(batch.payload, batch.rows, timeout=0)
+        except PublishTimeout:
+            return False
+        except BrokerError as e:
+            self._log.error("the broker refused a spooled session", extra={"reason": str(e), "rows": batch.rows})
+            self._old_sent.clear()
+            self._end_old_producer()
+            self._old_after = batch.offset
+            return False
+        self._old_next = (batch.session, batch.seq + 1)
+        self._old_sent.append((receipt, batch))
+        return True
+
+    def _end_old_producer(self) -> None:
+        if self._old_producer is not None:
+            self._old_producer.close(0)
+            self._old_producer = None
+
+    def _spooled_rows(self) -> int:
+        return self._spool.rows if self._spool is not None else 0
+
+    def _count(self) -> None:
+        totals, stats = self.totals, self._producer.stats
+        totals.pending_batches = len(self._sent)
+        totals.pending_bytes = stats.pending_bytes
+        totals.credit_wait_seconds = stats.credit_wait_seconds
+        totals.reconnects = stats.reconnects
+        totals.possible_duplicates = stats.possible_duplicates
+        totals.workers_connected = int(bool(stats.connected))
+        ordered = sorted(self._latencies)
+        if ordered:
+            totals.latency_p50_s = ordered[len(ordered) // 2]
+            totals.latency_p99_s = ordered[int(len(ordered) * 0.99)]
+        totals.rows_dropped = self.dropped_rows
+        if self._spool is not None:
+            totals.spooled_rows = self._spool.rows
+            totals.spooled_bytes = self._spool.bytes
+            totals.rows_dropped += self._spool.rows_dropped
+
+
+def _joined(parts: list[Columns]) -> Columns:
+    if len(parts) == 1:
+        return parts[0]
+    return Columns(
+        np.concatenate([part.device for part in parts]),
+        np.concatenate([part.metric for part in parts]),
+        np.concatenate([part.value for part in parts]),
+        np.concatenate([part.timestamp_ns for part in parts if part.timestamp_ns is not None]),
+    )
