@@ -27,6 +27,16 @@ export function byRule(alerts) {
   return [...groups.values()].sort((a, b) => rank(a) - rank(b) || b.alerts.length - a.alerts.length);
 }
 
+/** [79, 79, 79, 48] -> "79 × 3, 48". */
+function runs(values) {
+  const found = [];
+  for (const value of values) {
+    if (found.at(-1)?.value === value) found.at(-1).n += 1;
+    else found.push({ value, n: 1 });
+  }
+  return found.map(({ value, n }) => (n > 1 ? `${value} × ${n}` : String(value))).join(", ");
+}
+
 /** The values that made an alert fire, as words: "min 91 °C, max 94 °C, samples 30". */
 export async function evidenceText({ metrics = [], values = {} }) {
   const known = await catalogue();
@@ -35,7 +45,7 @@ export async function evidenceText({ metrics = [], values = {} }) {
     const label = name.startsWith("DCGM_") ? metricTitle(name) : name.replaceAll("_", " ");
     if (known.has(name)) return `${label} ${quantity(value, known.get(name).unit)}`;
     if (name === "metric") return `${label} ${metricTitle(String(value))}`;
-    if (Array.isArray(value)) return `${label} ${value.join(", ")}`;
+    if (Array.isArray(value)) return `${label} ${runs(value)}`;
     if (typeof value !== "number") return `${label} ${typeof value === "object" ? JSON.stringify(value) : value}`;
     return `${label} ${["last", "min", "max", "mean", "median", "bits"].includes(name) ? quantity(value, unit) : short(value)}`;
   });

@@ -33,7 +33,7 @@ export function gpuView(main, id) {
     { label: "Value", value: (row) => row.value, numeric: true, cell: (row) => h("b", {}, quantity(row.value, row.unit)) },
     { label: "Measured", value: (row) => row.timestamp, numeric: true, cell: (row) => h("span", { title: dateTime(parseTime(row.timestamp), { zone: true }) }, ago(parseTime(row.timestamp))) },
     { label: "Name", value: (row) => row.metric_name, cell: (row) => h("code", {}, row.metric_name) },
-  ], { caption: "Latest values", empty: "No value in the hour before it was last seen" });
+  ], { caption: "Latest value of every metric", empty: "No value in the hour before it was last seen" });
   const latestPanel = panel({ title: "Latest values", rows: () => latestTable.rows() });
   latestPanel.body.append(latestTable.element);
 
