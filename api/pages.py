@@ -9,6 +9,7 @@ from flask import Response, current_app, jsonify, request
 from flask_smorest import Blueprint
 from prometheus_client.exposition import choose_encoder
 
+from api.described import described
 from telemetry import __version__
 from telemetry.health import Health
 
@@ -34,9 +35,7 @@ def _no_store(body: Any, status: int = 200) -> Response:
 @blueprint.route("/health")
 @blueprint.response(200, _OBJECT, description="healthy or degraded")
 @blueprint.alt_response(503, schema=_OBJECT, content_type="application/json", description="unhealthy")
-@blueprint.doc(
-    operationId="health", summary="What this process and each part of the pipeline says about itself", security=[]
-)
+@described(blueprint, "health", "What this process and each part of the pipeline says about itself", security=[])
 def health() -> Response:
     """`checks` tells of the store, the broker and the collectors, with a reason for whatever is not healthy."""
     report = _health().report()
@@ -46,7 +45,7 @@ def health() -> Response:
 @blueprint.route("/healthz")
 @blueprint.response(200, _OBJECT, description="alive")
 @blueprint.alt_response(503, schema=_OBJECT, content_type="application/json", description="Only a restart can help")
-@blueprint.doc(operationId="alive", summary="Whether this process is alive", security=[])
+@described(blueprint, "alive", "Whether this process is alive", security=[])
 def alive() -> Response:
     """A part that is away makes a process unready, never dead."""
     dead = _health().dead()
@@ -56,7 +55,7 @@ def alive() -> Response:
 @blueprint.route("/readyz")
 @blueprint.response(200, _OBJECT, description="ready")
 @blueprint.alt_response(503, schema=_OBJECT, content_type="application/json", description="Not ready, with reasons")
-@blueprint.doc(operationId="ready", summary="Whether requests may be sent here", security=[])
+@described(blueprint, "ready", "Whether requests may be sent here", security=[])
 def ready() -> Response:
     """Ready means that the store answers: everything can then be read."""
     reasons = _health().unready()
@@ -67,7 +66,7 @@ def ready() -> Response:
 
 @blueprint.route("/metrics")
 @blueprint.response(200, {"type": "string"}, content_type="text/plain", description="Prometheus text")
-@blueprint.doc(operationId="metrics", summary="Metrics of this process for Prometheus", security=[])
+@described(blueprint, "metrics", "Metrics of this process for Prometheus", security=[])
 def metrics_page() -> Response:
     """In the Prometheus text format, or OpenMetrics by Accept."""
     encode, content_type = choose_encoder(request.headers.get("Accept", ""))
@@ -76,7 +75,7 @@ def metrics_page() -> Response:
 
 @blueprint.route("/version")
 @blueprint.response(200, _OBJECT, description="Versions")
-@blueprint.doc(operationId="version", summary="What runs here", security=[])
+@described(blueprint, "version", "What runs here", security=[])
 def version() -> Response:
     """Versions of the software, the API and Python."""
     return jsonify(

@@ -13,6 +13,7 @@ from marshmallow import fields
 from api import context, paging
 from api.alerts.manager import Alerts
 from api.alerts.rules import SEVERITIES
+from api.described import described
 from api.errors import Problem
 from api.params import PageParameters, plain
 from api.schemas import Document, PageSchema, text, time_field
@@ -78,7 +79,7 @@ class AlertList(MethodView):
 
     @blueprint.arguments(AlertParameters, location="query")
     @blueprint.response(200, AlertListSchema)
-    @blueprint.doc(operationId="listAlerts", summary="Alerts with their evidence")
+    @described(blueprint, "listAlerts", "Alerts with their evidence")
     def get(self, query: dict[str, Any]) -> Response:
         """The rules that hold now, evaluated on the stored samples at most 10 s ago, the worst first.
 
@@ -107,7 +108,7 @@ class AlertSilence(MethodView):
 
     @blueprint.arguments(SilenceSchema, location="json")
     @blueprint.response(200, AlertSchema)
-    @blueprint.doc(operationId="silenceAlert", summary="Silence an alert")
+    @described(blueprint, "silenceAlert", "Silence an alert")
     def post(self, body: dict[str, Any], alert_id: str) -> Response:
         """Nobody is notified of this alert for that long; it stays in the list as `silenced`. Needs the scope admin."""
         try:
@@ -121,7 +122,7 @@ class AlertSilence(MethodView):
         return jsonify(alerts.silence(alert_id, until_ms=until_ms, comment=body["comment"], author=author))
 
     @blueprint.response(204)
-    @blueprint.doc(operationId="unsilenceAlert", summary="End a silence")
+    @described(blueprint, "unsilenceAlert", "End a silence")
     def delete(self, alert_id: str) -> None:
         """The alert is notified again. Needs the scope admin."""
         alerts: Alerts = current_app.extensions["alerts"]

@@ -12,6 +12,7 @@ from marshmallow import fields
 
 from api import context, paging
 from api.alerts.rules import xid_meaning
+from api.described import described
 from api.monitor import Monitor
 from api.params import Names, PageParameters, RangeParameters, plain
 from api.resources.telemetry import chosen_gpus
@@ -45,7 +46,7 @@ class EventList(MethodView):
 
     @blueprint.arguments(EventParameters, location="query")
     @blueprint.response(200, EventListSchema)
-    @blueprint.doc(operationId="listEvents", summary="XIDs and pipeline events, newest first")
+    @described(blueprint, "listEvents", "XIDs and pipeline events, newest first")
     def get(self, query: dict[str, Any]) -> Response:
         """New XID codes of GPUs with their meaning and what to do, and parts of the pipeline that went away or came
         back (since this API started). Without a range: the last 24 h. At most the newest 10,000.
@@ -104,7 +105,7 @@ class RejectList(MethodView):
 
     @blueprint.arguments(RejectParameters, location="query")
     @blueprint.response(200, RejectListSchema)
-    @blueprint.doc(operationId="listRejects", summary="Rows that were refused, newest first")
+    @described(blueprint, "listRejects", "Rows that were refused, newest first")
     def get(self, query: dict[str, Any]) -> Response:
         """Rows that validation refused, with the reason and what they said, and how many there are by reason."""
         store, limits = context.store(), context.query_limits()

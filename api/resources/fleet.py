@@ -10,6 +10,7 @@ from flask_smorest import Blueprint
 
 from api import context
 from api.caching import cached
+from api.described import described
 from api.directory import status
 from api.params import Parameters, plain
 from api.resources.hosts import by_host
@@ -47,7 +48,7 @@ class Fleet(MethodView):
     @cached(2)
     @blueprint.arguments(FleetParameters, location="query")
     @blueprint.response(200, FleetSchema)
-    @blueprint.doc(operationId="getFleet", summary="Latest value of a metric for every GPU, by host, and totals")
+    @described(blueprint, "getFleet", "Latest value of a metric for every GPU, by host, and totals")
     def get(self, query: dict[str, Any]) -> Response:
         """The latest value (of the last 5 minutes) of one metric for every GPU, by host, and the fleet's funnel:
         GPUs ever seen, reporting, allocated to a pod or job, and active.

@@ -12,6 +12,7 @@ from marshmallow import fields
 
 from api import context, paging
 from api.caching import cached
+from api.described import described
 from api.directory import Directory, status
 from api.params import PageParameters, plain
 from api.schemas import GpuDetailSchema, GpuListSchema
@@ -52,7 +53,7 @@ class GpuList(MethodView):
     @cached(1)
     @blueprint.arguments(GpuListParameters, location="query")
     @blueprint.response(200, GpuListSchema)
-    @blueprint.doc(operationId="listGpus", summary="List GPUs")
+    @described(blueprint, "listGpus", "List GPUs")
     def get(self, query: dict[str, Any]) -> Response:
         """A page of the GPUs that were ever seen, with the time they were last heard of.
 
@@ -98,7 +99,7 @@ class GpuDetail(MethodView):
 
     @cached(1)
     @blueprint.response(200, GpuDetailSchema)
-    @blueprint.doc(operationId="getGpu", summary="One GPU with its latest values")
+    @described(blueprint, "getGpu", "One GPU with its latest values")
     def get(self, gpu_id: str) -> Response:
         """The GPU's labels, who holds it, and the latest value of every metric with its unit."""
         directory = context.directory()

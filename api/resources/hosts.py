@@ -12,6 +12,7 @@ from marshmallow import fields
 
 from api import context, paging
 from api.caching import cached
+from api.described import described
 from api.directory import Snapshot, status
 from api.errors import Problem
 from api.params import PageParameters, plain
@@ -68,7 +69,7 @@ class HostList(MethodView):
     @cached(1)
     @blueprint.arguments(HostListParameters, location="query")
     @blueprint.response(200, HostListSchema)
-    @blueprint.doc(operationId="listHosts", summary="List hosts")
+    @described(blueprint, "listHosts", "List hosts")
     def get(self, query: dict[str, Any]) -> Response:
         """A page of hosts with their GPUs counted."""
         directory = context.directory()
@@ -93,7 +94,7 @@ class HostDetail(MethodView):
 
     @cached(1)
     @blueprint.response(200, HostDetailSchema)
-    @blueprint.doc(operationId="getHost", summary="One host with its GPUs' latest values")
+    @described(blueprint, "getHost", "One host with its GPUs' latest values")
     def get(self, name: str) -> Response:
         """The host and its GPUs in order of their index, each with the latest value of every metric."""
         directory = context.directory()

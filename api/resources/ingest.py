@@ -15,6 +15,7 @@ from marshmallow import fields
 
 from api import context, ingest
 from api.broker import Broker
+from api.described import described
 from api.errors import BrokerAway, Problem
 from api.params import Parameters
 from api.schemas import Document, number, text, whole
@@ -136,9 +137,10 @@ class Ingest(MethodView):
     @blueprint.alt_response(415, description="Neither JSON nor NDJSON")
     @blueprint.alt_response(422, description="No item could be taken, or the key was used for something else")
     @blueprint.alt_response(503, description="The broker is away or takes no more")
-    @blueprint.doc(
-        operationId="writeTelemetry",
-        summary="Write samples",
+    @described(
+        blueprint,
+        "writeTelemetry",
+        "Write samples",
         parameters=[
             {
                 "in": "header",
@@ -229,9 +231,10 @@ class CsvUpload(MethodView):
     @blueprint.alt_response(415, description="Neither a form nor a CSV")
     @blueprint.alt_response(422, description="No CSV whose columns are understood")
     @blueprint.alt_response(503, description="The broker is away, or too many uploads wait")
-    @blueprint.doc(
-        operationId="uploadCsv",
-        summary="Upload a CSV file",
+    @described(
+        blueprint,
+        "uploadCsv",
+        "Upload a CSV file",
         parameters=[
             {
                 "in": "header",
@@ -315,7 +318,7 @@ class SubmissionStatus(MethodView):
     """What became of something sent."""
 
     @blueprint.response(200, SubmissionSchema)
-    @blueprint.doc(operationId="getUpload", summary="What became of an upload or a write")
+    @described(blueprint, "getUpload", "What became of an upload or a write")
     def get(self, submission_id: str) -> Response:
         """Progress of a CSV upload, or of a write by `POST /api/v1/telemetry`. Ids are known for a day."""
         submissions: Submissions = current_app.extensions["submissions"]

@@ -9,6 +9,7 @@ from flask.views import MethodView
 from flask_smorest import Blueprint
 
 from api import live
+from api.described import described
 from api.errors import BrokerAway, Problem
 from api.hub import Hub, TailFilter
 from api.params import Names, Parameters, plain
@@ -47,7 +48,7 @@ class Stream(MethodView):
     @blueprint.response(
         200, {"type": "string"}, content_type="text/event-stream", description="An endless stream of events"
     )
-    @blueprint.doc(operationId="streamTelemetry", summary="Live rows as server-sent events")
+    @described(blueprint, "streamTelemetry", "Live rows as server-sent events")
     def get(self, query: dict[str, Any]) -> Response:
         """Rows as they reach the broker, before they are stored.
 
@@ -76,7 +77,7 @@ class WebSocket(MethodView):
     @blueprint.arguments(LiveParameters, location="query")
     @blueprint.response(101, description="The connection becomes a WebSocket")
     @blueprint.alt_response(426, description="Only a WebSocket client can use this")
-    @blueprint.doc(operationId="webSocketTelemetry", summary="Live rows over a WebSocket")
+    @described(blueprint, "webSocketTelemetry", "Live rows over a WebSocket")
     def get(self, query: dict[str, Any]) -> Response:
         """The messages of `/api/v1/stream` as text frames `{"event", "id", "data"}`, and `heartbeat` every 15 s."""
         if not request.environ.get(live.WEBSOCKET_KEY):

@@ -8,6 +8,7 @@ from flask_smorest import Blueprint
 
 from api import context
 from api.caching import cached
+from api.described import described
 from api.schemas import MetricListSchema
 from telemetry.catalogue import CATALOGUE
 
@@ -20,7 +21,7 @@ class MetricList(MethodView):
 
     @cached(10)
     @blueprint.response(200, MetricListSchema)
-    @blueprint.doc(operationId="listMetrics", summary="Metrics with unit and meaning")
+    @described(blueprint, "listMetrics", "Metrics with unit and meaning")
     def get(self) -> Response:
         """Every metric of the catalogue, and those seen without being in it, with the unit of stored values."""
         seen = {

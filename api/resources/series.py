@@ -9,6 +9,7 @@ from flask.views import MethodView
 from flask_smorest import Blueprint
 
 from api import context
+from api.described import described
 from api.errors import Problem
 from api.params import SeriesParameters
 from api.resources.telemetry import metric_names
@@ -43,7 +44,7 @@ class GpuSeries(MethodView):
 
     @blueprint.arguments(SeriesParameters, location="query")
     @blueprint.response(200, SeriesSchema)
-    @blueprint.doc(operationId="getGpuSeries", summary="Series of one GPU for charts")
+    @described(blueprint, "getGpuSeries", "Series of one GPU for charts")
     def get(self, query: dict[str, Any], gpu_id: str) -> Response:
         """One value a step for each metric, with the smallest and largest sample of every step, so that spikes survive.
 

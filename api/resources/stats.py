@@ -11,6 +11,7 @@ from flask_smorest import Blueprint
 
 from api import context
 from api.caching import AnswerCache, cached
+from api.described import described
 from api.monitor import Monitor
 from api.schemas import GenericSchema
 from api.times import format_ms
@@ -28,7 +29,7 @@ class Stats(MethodView):
 
     @cached(1)
     @blueprint.response(200, GenericSchema)
-    @blueprint.doc(operationId="getStats", summary="Pipeline statistics")
+    @described(blueprint, "getStats", "Pipeline statistics")
     def get(self) -> Response:
         """Rows `sent` (taken by the broker), `stored`, `rejected` (refused by validation) and `dead` (given up).
 

@@ -10,6 +10,7 @@ from flask.views import MethodView
 from flask_smorest import Blueprint
 
 from api import context, formats, paging
+from api.described import described
 from api.directory import Directory
 from api.params import FleetTelemetryParameters, TelemetryParameters
 from api.schemas import GpuTelemetrySchema, TelemetrySchema
@@ -92,7 +93,7 @@ class GpuTelemetry(MethodView):
     @blueprint.arguments(TelemetryParameters, location="query")
     @blueprint.response(200, GpuTelemetrySchema)
     @formats.documented(blueprint)
-    @blueprint.doc(operationId="getGpuTelemetry", summary="Samples of one GPU")
+    @described(blueprint, "getGpuTelemetry", "Samples of one GPU")
     def get(self, query: dict[str, Any], gpu_id: str) -> Response:
         """Samples of one GPU in time order, both ends of the range included.
 
@@ -114,7 +115,7 @@ class FleetTelemetry(MethodView):
     @blueprint.arguments(FleetTelemetryParameters, location="query")
     @blueprint.response(200, TelemetrySchema)
     @formats.documented(blueprint)
-    @blueprint.doc(operationId="listTelemetry", summary="Samples across GPUs")
+    @described(blueprint, "listTelemetry", "Samples across GPUs")
     def get(self, query: dict[str, Any]) -> Response:
         """Samples of every GPU that the filters name, in time order, both ends of the range included.
 
