@@ -20,10 +20,12 @@ from telemetry.options import (
     common,
     duration_seconds,
     flag,
+    host_port,
     non_negative_float,
     non_negative_int,
     path,
     positive_int,
+    size_bytes,
     url,
     usage_errors,
 )
@@ -43,6 +45,14 @@ def shard(text: str) -> tuple[int, int]:
     if not 0 <= part < parts:
         raise ValueError("is not i/n with i from 0 to n-1")
     return part, parts
+
+
+def label(text: str) -> tuple[str, str]:
+    """``NAME=VALUE``."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier() or not value:
+        raise ValueError("is not NAME=VALUE")
+    return name, value
 
 
 def moment(text: str) -> datetime:
@@ -122,10 +132,51 @@ FLEET: Final = (
     Option("rows", "end after so many rows; 0 is no limit", 0, non_negative_int, "rows"),
     Option("start", "time of the first sample, with --out or --fast (default: now)", None, moment),
     Option("fast", "do not wait between samples: rows carry simulated time from --start on", False, flag),
+    Option("exporter", "serve the fleet as a dcgm-exporter would, here, instead of publishing", "", host_port),
+    Option(
+        "generation",
+        "labels and units of --exporter: classic, or 4.9 for those since that version",
+        "classic",
+        choices=("classic", "4.9"),
+    ),
     Option("out", "write a DCGM CSV here (- is standard output) instead of publishing", None, path, metavar="FILE"),
     Option("rate", "rows a second of each worker; 0 is no limit", 0.0, non_negative_float, "rows/s"),
     Option("workers", "worker processes, which share the hosts", 1, positive_int, "processes"),
     Option("shard", "play part i (from 0) of n of the fleet", (0, 1), shard, metavar="I/N"),
+)
+
+LIVE: Final = (
+    Option(
+        "spool",
+        "disk for rows while the broker is away; 0 is none, and rows are lost then",
+        1 << 30,
+        size_bytes,
+        "bytes",
+    ),
+    Option("linger", "longest time that rows wait for others of their batch", 0.2, duration_seconds, "seconds"),
+    Option("duration", "end after this time; 0 is no limit", 0.0, duration_seconds, "seconds"),
+    Option(
+        "label",
+        "a label for every row, NAME=VALUE (cluster=lab); may be repeated",
+        (),
+        label,
+        multiple=True,
+        metavar="NAME=VALUE",
+    ),
+)
+
+DCGM: Final = (
+    *LIVE,
+    Option("interval", "period of scrapes of each address", 1.0, duration_seconds, "seconds"),
+    Option(
+        "scrape-timeout",
+        "longest wait for an answer; 0 is the interval, between 1 s and 10 s",
+        0.0,
+        duration_seconds,
+        "seconds",
+    ),
+    Option("exporter-version", "version of the exporters, where neither labels nor help texts tell", None),
+    Option("shard", "scrape part i (from 0) of n of the addresses", (0, 1), shard, metavar="I/N"),
 )
 
 COMMAND_LINE: Final = CommandLine(
@@ -139,12 +190,17 @@ COMMAND_LINE: Final = CommandLine(
             (*PACE, *READING),
             (Positional("files", "files, globs, or - for standard input", "+"),),
         ),
+        "dcgm": Command(
+            "scrape dcgm-exporters on a period",
+            DCGM,
+            (Positional("urls", "addresses: HOST, HOST:PORT or URL of /metrics", "+"),),
+        ),
         "simulate": Command("play a made-up fleet, to the broker or into a DCGM CSV file", FLEET),
     },
 )
 
 # Imported when it is run: the agent of a host has no use for what reads files, and pays for it in memory.
-_RUNNERS: Final = {"csv": "producers.csv_command", "simulate": "producers.simulate"}
+_RUNNERS: Final = {"csv": "producers.csv_command", "dcgm": "producers.dcgm", "simulate": "producers.simulate"}
 
 
 def main(argv: list[str] | None = None) -> int:

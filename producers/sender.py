@@ -215,7 +215,7 @@ class LiveSender:
             self._log.error("the spool cannot be written", extra={"reason": str(e)})
 
     def _renew_producer(self, error: BrokerError) -> None:
-        """The broker refused this session for good: what it has not acknowledged goes to the spool, a new one begins."""
+        """The broker refused this session for good: what it has not acknowledged goes to the spool."""
         self._log.error("the broker refused the session; a new one begins", extra={"reason": str(error)})
         self._save_sent()
         if self._spool is None:

@@ -20,7 +20,25 @@ from telemetry.options import UsageError
 def run(args: argparse.Namespace) -> int:
     """Run the command; the exit code. Raises :class:`UsageError` for what the caller must change."""
     spec = FleetSpec(args.hosts, args.gpus_per_host, args.metrics, args.seed, args.interval or 1.0)
+    if args.exporter:
+        return _as_exporter(args, spec)
     return _to_file(args, spec) if args.out is not None else _to_broker(args, spec)
+
+
+def _as_exporter(args: argparse.Namespace, spec: FleetSpec) -> int:
+    from producers.exporter import FleetExporter
+    from telemetry.addresses import listening_socket
+    from telemetry.http import HttpServer
+    from telemetry.service import Service
+
+    with Service.from_args("telemetry-streamer", args) as service:
+        sock = listening_socket(args.exporter, "--exporter", insecure=args.insecure)
+        server = HttpServer(FleetExporter(spec, args.generation), sock)
+        server.start()
+        service.log.info("exporter listening", extra={"address": server.address, "gpus": spec.gpus})
+        service.stopping.wait(args.duration or None)
+        server.stop()
+    return 0
 
 
 def _to_file(args: argparse.Namespace, spec: FleetSpec) -> int:
