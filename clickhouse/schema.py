@@ -89,7 +89,9 @@ class Flavour:
             f"non_replicated_deduplication_window = {DEDUPLICATION_WINDOW}, "
             f"replicated_deduplication_window = {DEDUPLICATION_WINDOW}, "
             "replicated_deduplication_window_seconds = 3600, "
-            "fsync_after_insert = 1, fsync_part_directory = 1"
+            "fsync_after_insert = 1, fsync_part_directory = 1, "
+            # An insert's part is one file of columns and half the syncs; merges make wide parts of several.
+            f"min_bytes_for_wide_part = {64 << 20}"
         )
 
     @property
