@@ -1,4 +1,4 @@
-"""collector: a backlog of sealed ranges into ClickHouse, every row once, rollups running.
+"""collector: a backlog of sealed ranges into ClickHouse, every row once, rollups looked at every second.
 
 The broker is filled with 1,000-row batches first, then one collector process with its default two workers drains it.
 The clock runs from the first delivery taken until the last one is acknowledged. Baseline: the same rows as prepared
@@ -17,7 +17,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from clickhouse.cli import COMMAND_LINE
 from clickhouse.client import StoreAddress, StoreConnection
 from clickhouse.insert import SampleColumns, sample_block
 from clickhouse.schema import SAMPLE_COLUMNS
@@ -27,7 +26,7 @@ from telemetry.batch import Device, DictionaryEncoder, encode
 from zmqbroker.client import Producer
 
 BASELINE: Final = "insert-only of prepared blocks, two connections"
-ROWS: Final = 8_000_000
+ROWS: Final = 16_000_000
 BATCH_ROWS: Final = 1_000
 BLOCK_ROWS: Final = 250_000
 GPUS: Final = 2_500
@@ -126,9 +125,10 @@ def collect_s(settings: Settings, rows: int) -> tuple[float, dict[str, Any]]:
         started.append(broker)
         store.wait_ready()
         broker.wait_ready()
-        if "rollup" in COMMAND_LINE.commands:
-            started.append(Program("rollup", "clickhouse.cli", ["rollup", "--url", url], directory, free_port()))
-            started[-1].wait_ready()
+        started.append(
+            Program("rollup", "clickhouse.cli", ["rollup", "--url", url, "--interval", "1s"], directory, free_port())
+        )
+        started[-1].wait_ready()
         feeder = Role(_fill, broker_url, rows)
         try:
             feeder.ready(120)
