@@ -18,6 +18,7 @@ from api.times import format_ms
 from clickhouse.queries import series as questions
 from clickhouse.queries.samples import Filter
 from clickhouse.queries.series import Point
+from clickhouse.schema import RETENTION_DAYS
 from telemetry.catalogue import CATALOGUE
 
 blueprint = Blueprint("series", __name__, url_prefix="/api/v1", description="Series for charts")
@@ -36,6 +37,26 @@ def chosen_step_ms(range_ms: int, max_points: int) -> int:
     """The finest readable step with at most ``max_points`` steps in the range."""
     # One more than divides: a range that begins inside a step touches one step more.
     return next((s for s in STEPS_MS if range_ms // s + 2 <= max_points), STEPS_MS[-1])
+
+
+def chosen_resolution(step_ms: int, agg: str, asked: str) -> str:
+    """The coarsest source that answers this step exactly; a 422 problem if what was asked for cannot."""
+    fits = ["raw"]
+    if agg in questions.ROLLED:
+        fits += [name for name, (_, bucket_ms) in questions.RESOLUTIONS.items() if step_ms % bucket_ms == 0]
+    if asked == "auto":
+        return fits[-1]
+    if asked not in fits:
+        raise Problem(
+            422,
+            f"resolution {asked} cannot answer {agg} by {step_ms / 1000:g} s: use a multiple of it, or auto",
+        )
+    return asked
+
+
+def _before_raw(wanted: Filter) -> bool:
+    oldest = context.directory().now_ms() - RETENTION_DAYS * 86_400_000
+    return wanted.start_ms is not None and wanted.start_ms < oldest
 
 
 @blueprint.route("/gpus/<string:gpu_id>/series")
@@ -91,7 +112,7 @@ def answer(wanted: Filter, query: dict[str, Any]) -> tuple[int, str, list[Point]
                 400,
                 f"{steps} points a series are more than {POINTS_MAX}: a step of {least}s or more fits this range",
             )
-    elif query["agg"] in ("avg", "last", "min", "max"):
+    elif query["resolution"] in ("auto", "raw") and query["agg"] in ("avg", "last", "min", "max"):
         # Single samples say the same under each of these, and more.
         found = questions.counts(store, wanted, limits)
         if max((n for n, _, _ in found.values()), default=0) <= query["max_points"]:
@@ -102,6 +123,15 @@ def answer(wanted: Filter, query: dict[str, Any]) -> tuple[int, str, list[Point]
             )
     if step_ms is None:
         step_ms = chosen_step_ms(range_ms, query["max_points"])
+        if _before_raw(wanted):
+            # Raw rows of that time are gone: a minute is the finest there is.
+            step_ms = max(step_ms, 60_000)
+    resolution = chosen_resolution(step_ms, query["agg"], query["resolution"])
+    if resolution != "raw":
+        points = questions.rolled(
+            store, wanted, step_ms=step_ms, agg=query["agg"], resolution=resolution, settings=limits
+        )
+        return step_ms, resolution, points
     return step_ms, "raw", questions.stepped(store, wanted, step_ms=step_ms, agg=query["agg"], settings=limits)
 
 

@@ -39,12 +39,17 @@ def xids(
     if gpus:
         params["gpus"] = list(gpus)
     only = "AND gpu IN {gpus:Array(UInt64)}" if gpus else ""
+    # Older events are kept by the rollup, long after their raw rows are gone; what it has not seen comes from raw.
+    upto = "(SELECT max(upto) FROM rollup_progress WHERE name = 'minutes')"
     sql = (
-        "SELECT t, gpu, labels, toInt64(value) FROM (SELECT toUnixTimestamp64Milli(ts) AS t, gpu, labels, value, "
-        "lagInFrame(value, 1, 0) OVER (PARTITION BY gpu ORDER BY ts ROWS BETWEEN 1 PRECEDING AND CURRENT ROW) "
+        "SELECT t, gpu, labels, toInt64(code) FROM (SELECT toUnixTimestamp64Milli(ts) AS t, gpu, labels, code "
+        "FROM xid_events FINAL WHERE is_event AND ts >= fromUnixTimestamp64Milli({start:Int64}, 'UTC') "
+        f"AND ts <= fromUnixTimestamp64Milli({{end:Int64}}, 'UTC') AND ts < {upto} {only} UNION ALL "
+        "SELECT t, gpu, labels, toUInt32(value) AS code FROM ("
+        "SELECT toUnixTimestamp64Milli(ts) AS t, gpu, labels, value, lagInFrame(value, 1, 0) OVER (PARTITION BY gpu ORDER BY ts ROWS BETWEEN 1 PRECEDING AND CURRENT ROW) "
         "AS before FROM samples WHERE metric = {metric:String} AND ts >= fromUnixTimestamp64Milli({back:Int64}, 'UTC') "
         f"AND ts <= fromUnixTimestamp64Milli({{end:Int64}}, 'UTC') {only}) "
-        "WHERE value > 0 AND value != before AND t >= {start:Int64} "
+        f"WHERE value > 0 AND value != before AND t >= {{start:Int64}} AND t >= toUnixTimestamp({upto}) * 1000) "
         f"ORDER BY t DESC, gpu LIMIT {limit:d} OFFSET {offset:d}"
     )
     return [

@@ -40,7 +40,15 @@ FROM (SELECT gpu, argMax((gpu_id, uuid, hostname, gpu_index, device, model, clus
       FROM devices GROUP BY gpu)
 """
 
-_SEEN = "SELECT gpu, toUnixTimestamp64Milli(min(ts)), toUnixTimestamp64Milli(max(ts)) FROM samples GROUP BY gpu"
+# What the rollup knows, and raw rows from where it ends; without a rollup, all raw rows.
+_SEEN = """
+SELECT gpu, toUnixTimestamp64Milli(min(a)), toUnixTimestamp64Milli(max(b)) FROM (
+    SELECT gpu, min(first) AS a, max(last) AS b FROM gpu_seen GROUP BY gpu
+    UNION ALL
+    SELECT gpu, min(ts) AS a, max(ts) AS b FROM samples
+    WHERE ts >= (SELECT max(upto) FROM rollup_progress WHERE name = 'minutes') GROUP BY gpu)
+GROUP BY gpu
+"""
 
 
 def gpus(store: Reader) -> list[Gpu]:

@@ -72,6 +72,56 @@ def stepped(store: Reader, wanted: Filter, *, step_ms: int, agg: str, settings: 
     return _points(store.query(sql, params, settings))
 
 
+RESOLUTIONS: Final = {"1m": ("samples_1m", 60_000), "1h": ("samples_1h", 3_600_000)}
+"""Name -> (table, milliseconds a bucket)."""
+
+ROLLED: Final = {
+    "avg": "sum(total) / sum(n)",
+    "min": "min(low)",
+    "max": "max(high)",
+    "sum": "sum(total)",
+    "count": "toFloat64(sum(n))",
+    "last": "argMax(newest, at)",
+}
+"""The aggregates that rollups can answer."""
+
+
+def rolled_up_to_ms(store: Reader) -> int:
+    """Every minute before this time is rolled up; 0 if none is."""
+    sql = "SELECT toUInt32(max(upto)) FROM rollup_progress WHERE name = 'minutes'"
+    return int(store.query(sql)[0][0]) * 1000
+
+
+def rolled(
+    store: Reader, wanted: Filter, *, step_ms: int, agg: str, resolution: str, settings: Any = None
+) -> list[Point]:
+    """As :func:`stepped`, from a rollup: whole buckets from it, the range's ends and what is not rolled up from raw.
+
+    The same answer as from raw rows. ``step_ms`` is a multiple of the bucket; the range has both ends.
+    """
+    table, bucket_ms = RESOLUTIONS[resolution]
+    assert wanted.start_ms is not None
+    assert wanted.end_ms is not None
+    begin = -(-wanted.start_ms // bucket_ms) * bucket_ms
+    end = min(wanted.end_ms + 1, rolled_up_to_ms(store)) // bucket_ms * bucket_ms
+    end = max(begin, end)
+    who, params = Filter(wanted.gpus, wanted.metrics).where()
+    params |= {"start": wanted.start_ms, "begin": begin, "end": end, "stop": wanted.end_ms, "step": step_ms}
+    sql = (
+        f"SELECT metric, intDiv(at, {{step:Int64}}) * {{step:Int64}} AS t, {ROLLED[agg]}, min(low), max(high) FROM ("
+        "SELECT metric, toInt64(toUnixTimestamp(bucket)) * 1000 AS at, low, high, total, count AS n, last AS newest "
+        f"FROM {table} FINAL WHERE {who} AND bucket >= toDateTime(intDiv({{begin:Int64}}, 1000), 'UTC') "
+        "AND bucket < toDateTime(intDiv({end:Int64}, 1000), 'UTC') "
+        "UNION ALL "
+        "SELECT metric, toUnixTimestamp64Milli(ts) AS at, value, value, value, toUInt64(1), value "
+        f"FROM samples WHERE {who} AND ts >= fromUnixTimestamp64Milli({{start:Int64}}, 'UTC') "
+        "AND ts <= fromUnixTimestamp64Milli({stop:Int64}, 'UTC') "
+        "AND (ts < fromUnixTimestamp64Milli({begin:Int64}, 'UTC') "
+        "OR ts >= fromUnixTimestamp64Milli({end:Int64}, 'UTC'))) GROUP BY metric, t ORDER BY metric, t"
+    )
+    return _points(store.query(sql, params, settings))
+
+
 def largest_triangles(store: Reader, wanted: Filter, *, points: int, settings: Any = None) -> list[Point]:
     """``points`` samples a metric that keep the curve's shape (LTTB), with the extremes of their share of the range.
 

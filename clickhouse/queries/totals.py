@@ -34,11 +34,3 @@ def pipeline(store: Reader) -> dict[str, Any]:
         },
     }
 
-
-def reject_reasons(store: Reader, *, since_ms: int = 0) -> dict[str, int]:
-    """Refused rows by reason."""
-    sql = (
-        "SELECT reason, count() FROM rejects WHERE appended >= fromUnixTimestamp64Milli({since:Int64}, 'UTC') "
-        "GROUP BY reason ORDER BY reason"
-    )
-    return {str(reason): int(rows) for reason, rows in store.query(sql, {"since": since_ms})}

@@ -14,6 +14,7 @@ from api.app import create_app
 from api.settings import Settings
 from clickhouse import insert
 from clickhouse.client import StoreAddress, StorePool, connect
+from clickhouse.rollup import Rollup
 from telemetry.batch import Device
 
 METRICS = ("DCGM_FI_DEV_GPU_TEMP", "DCGM_FI_DEV_GPU_UTIL", "DCGM_FI_DEV_POWER_USAGE")
@@ -72,6 +73,7 @@ class Fleet:
             self._insert(
                 conn, self.devices[3], "DCGM_FI_DEV_SM_CLOCK", self.end_ms - 7_200_000 + np.arange(3600) * 1000, spike
             )
+            Rollup(conn).look()
         return self
 
     def _insert(self, conn: Any, device: Device, metric: str, ts_ms: np.ndarray, values: np.ndarray) -> None:

@@ -63,7 +63,7 @@ def schema(fuzzed: Flask) -> Any:
                 },
                 # Any text is a name, and parameters that nobody knows are ignored: see docs/api.md.
                 "negative_data_rejection": {"enabled": False},
-            }
+            },
         }
     )
     found = schemathesis.openapi.from_wsgi("/api/v1/swagger.json", fuzzed, config=config)

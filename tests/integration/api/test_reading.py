@@ -204,6 +204,24 @@ def test_a_step_is_aggregated_as_asked(client: FlaskClient, fleet: Fleet, agg: s
     assert point["timestamp"] == format_ms(begin)
 
 
+@pytest.mark.parametrize("agg", ["avg", "min", "max", "sum", "count", "last"])
+@pytest.mark.parametrize("step", ["60s", "10m", "1h"])
+def test_a_rollup_answers_the_same_as_the_raw_rows(client: FlaskClient, fleet: Fleet, agg: str, step: str) -> None:
+    """Ends that cut a minute in two, and minutes that are not rolled up yet, come from raw."""
+    start, end = fleet.end_ms - 7_200_000 + 61_234, fleet.end_ms - 3_600_000 - 77_777
+    url = f"/api/v1/gpus/GPU-b1/series?metric_name=sm_clock&agg={agg}&step={step}&start_time={start}&end_time={end}"
+    raw = client.get(f"{url}&resolution=raw").get_json()
+    auto = client.get(url).get_json()
+    minutes = client.get(f"{url}&resolution=1m").get_json()
+    assert (raw["resolution"], minutes["resolution"]) == ("raw", "1m")
+    assert auto["resolution"] == ("1h" if step == "1h" else "1m")
+    assert raw["series"] == minutes["series"] == auto["series"]
+    assert len(raw["series"][0]["points"]) > 0
+    assert client.get(f"{url.replace(step, '90s')}&resolution=1m").status_code == 422
+    live = f"/api/v1/gpus/GPU-a0/series?metric_name=gpu_temp&agg={agg}&step=60s&start_time=now-1h"
+    assert client.get(f"{live}&resolution=raw").get_json()["series"] == client.get(live).get_json()["series"]
+
+
 def test_too_many_points_are_refused_with_the_step_that_would_do(client: FlaskClient) -> None:
     answer = client.get("/api/v1/gpus/GPU-a0/series?metric_name=gpu_temp&start_time=now-7d&step=1s")
     assert answer.status_code == 400
