@@ -43,6 +43,8 @@ _SETTINGS: Final = {
     "async_insert": 0,
     # Inserts and questions come first on a small machine.
     "max_threads": 2,
+    # Rows lie by GPU and metric: groups need no hash table of all of them, and half the time.
+    "optimize_aggregation_in_order": 1,
     # Beyond half the memory of a query, groups go to disk.
     "max_bytes_ratio_before_external_group_by": 0.5,
 }

@@ -1,7 +1,7 @@
 """storage: bytes a row in samples after merges, and how long the usual questions take, at 10 M and at 100 M rows.
 
-Rows are those of a plausible fleet at 1 Hz (fleet_rows.py), inserted as collectors do, merged by OPTIMIZE. Each question
-is asked ``runs`` x 5 times over HTTP, warm; the median counts.
+Rows are those of a plausible fleet at 1 Hz (fleet_rows.py), inserted as collectors do, merged by OPTIMIZE. Each
+question is asked ``runs`` x 5 times over HTTP, warm; the median counts.
 """
 
 from __future__ import annotations
