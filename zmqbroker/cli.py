@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from telemetry import metrics
+from telemetry.addresses import may_listen
 from telemetry.options import (
     Command,
     CommandLine,
     Option,
+    Positional,
     UsageError,
     common,
     duration_seconds,
@@ -23,11 +26,15 @@ from telemetry.options import (
     usage_errors,
 )
 from telemetry.service import Check, Service
+from zmqbroker.admin import shell
+from zmqbroker.admin.server import AdminServer
 from zmqbroker.core import report
 from zmqbroker.core.config import BrokerConfig, TopicConfig
 from zmqbroker.errors import BrokerError
+from zmqbroker.security import ServerKeys, load_public, make_keys
 from zmqbroker.server import Broker, ServerConfig
 
+KEYGEN_OPTIONS = (Option("out", "directory of the files", Path("."), path, metavar="DIR"),)
 SERVE_OPTIONS = (
     Option("data-dir", "directory of the logs; one broker at a time holds it", None, path, required=True),
     Option(
@@ -40,6 +47,8 @@ SERVE_OPTIONS = (
     Option(
         "admin-bind", "address of the admin socket (ROUTER)", "tcp://127.0.0.1:5556", url, env="ZMQBROKER_ADMIN_URL"
     ),
+    Option("curve-key", "the broker's NAME.key_secret file: encrypts, and asks clients for keys", None, path),
+    Option("allow-list", "file of the clients' public keys and roles; needed with --curve-key", None, path),
     Option("partitions", "partitions of a topic made on first use", 4, positive_int),
     Option(
         "fsync",
@@ -79,10 +88,44 @@ def main(argv: list[str] | None = None) -> int:
         "BROKER",
         "A durable ZeroMQ message broker with credit-based flow control.",
         common("127.0.0.1:9090"),
-        {"serve": Command("run the broker", SERVE_OPTIONS)},
+        {
+            "serve": Command("run the broker", SERVE_OPTIONS),
+            "admin": Command("the operator's shell: `zmqbroker admin --help`"),
+            "keygen": Command("make a pair of CURVE keys", KEYGEN_OPTIONS, (Positional("name", "whose keys"),)),
+        },
     )
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["admin"]:
+        return shell.main(argv[1:])
     args = line.parse(argv)
-    return serve(args)
+    return keygen(args) if args.command == "keygen" else serve(args)
+
+
+def keygen(args: argparse.Namespace) -> int:
+    """Write NAME.key and NAME.key_secret; print what goes into an allow-list."""
+    with usage_errors("zmqbroker keygen"):
+        try:
+            public, secret = make_keys(args.name, args.out)
+            print(f"{public}\n{secret}\n\nfor an allow-list, with the roles that it is to have:")
+            print(f"{load_public(str(public)).decode()} produce,consume {args.name}")
+        except BrokerError as e:
+            raise UsageError(str(e)) from None
+    return 0
+
+
+def server_keys(args: argparse.Namespace) -> ServerKeys | None:
+    """The broker's keys, if it has any. Raises :class:`UsageError`, also for an address that needs them."""
+    if (args.curve_key is None) != (args.allow_list is None):
+        raise UsageError("--curve-key and --allow-list go together: CURVE alone keeps nobody out")
+    for address in (*args.bind, args.admin_bind):
+        scheme, _, rest = address.partition("://")
+        if scheme == "tcp":
+            host = rest.rpartition(":")[0].strip("[]")
+            may_listen(host, address, insecure=args.insecure, keys=args.curve_key is not None)
+    try:
+        return ServerKeys.load(args.curve_key, args.allow_list) if args.curve_key is not None else None
+    except BrokerError as e:
+        raise UsageError(str(e)) from None
 
 
 def server_config(args: argparse.Namespace) -> ServerConfig:
@@ -110,15 +153,22 @@ def server_config(args: argparse.Namespace) -> ServerConfig:
 def serve(args: argparse.Namespace) -> int:
     """Run until a signal; exit code 0 after a clean drain."""
     with usage_errors("zmqbroker"):
-        broker = Broker(server_config(args))
+        keys = server_keys(args)
+        broker = Broker(server_config(args), keys=keys)
         service = Service.from_args("zmqbroker", args)
         service.check("loop", lambda: _loop_check(broker))
         service.check("logs", lambda: _logs_check(broker))
         service.route("/stats", lambda: _stats(broker))
         service.route("/topics", lambda: {"topics": broker.call(lambda core: sorted(core.topics))})
         _export(service, broker)
+        admin = AdminServer(broker, args.admin_bind, registry=service.registry)
         try:
             broker.start()
+            try:
+                admin.start()
+            except BrokerError:
+                broker.stop()
+                raise
         except (BrokerError, OSError) as e:
             raise UsageError(str(e)) from None
         try:
@@ -127,6 +177,7 @@ def serve(args: argparse.Namespace) -> int:
                     "broker listening",
                     extra={
                         "addresses": broker.endpoints,
+                        "admin": admin.endpoint,
                         "data_dir": str(args.data_dir),
                         "topics": sorted(broker.core.topics),
                     },
@@ -136,6 +187,7 @@ def serve(args: argparse.Namespace) -> int:
                         service.log.error("the broker cannot go on", extra={"reason": repr(broker.failed)})
                         break
         finally:
+            admin.stop()
             broker.stop(service.drain_seconds_left())
         if broker.failed is not None:
             return 1

@@ -167,6 +167,39 @@ class Broker:
         return answer.wait(timeout_s)
 
     @property
+    def context(self) -> zmq.Context[Any]:
+        """The ZeroMQ context: one ZAP handler serves all of its sockets."""
+        return self._context
+
+    @property
+    def uptime_s(self) -> float:
+        return self._clock() - self.started_s
+
+    def keep_settings(self, topic: str, config: TopicConfig) -> None:
+        """A topic's settings were changed in the core: write them down and tell the writer."""
+        log = self._logs[topic]
+        if config.storage == "disk":
+            self._store.save(topic, config)
+        self.writer.call(lambda: self.writer.add(topic, log, config.fsync, config.fsync_interval_ms / 1000))
+
+    def remove_topic(self, topic: str) -> None:
+        """The core has forgotten the topic: close its log and remove its files. Returns when that is done."""
+        log = self._logs.pop(topic)
+        done = threading.Event()
+
+        def remove() -> None:
+            self.writer.remove(topic)
+            try:
+                log.close(b"")
+                self._store.delete(topic)
+            finally:
+                done.set()
+
+        self.writer.call(remove)
+        if not done.wait(10.0):
+            raise BrokerError(f"removing topic {topic} takes long: it goes on")
+
+    @property
     def alive(self) -> bool:
         return self._thread.is_alive()
 
