@@ -179,6 +179,13 @@ DCGM: Final = (
     Option("shard", "scrape part i (from 0) of n of the addresses", (0, 1), shard, metavar="I/N"),
 )
 
+NVML: Final = (
+    *LIVE,
+    Option("interval", "period of readings", 1.0, duration_seconds, "seconds"),
+    Option("hostname", "name of this host (default: its own)", ""),
+    Option("pcie", "read PCIe throughput where GPM does not tell it: waits 40 ms a GPU and reading", False, flag),
+)
+
 COMMAND_LINE: Final = CommandLine(
     PROG,
     "STREAMER",
@@ -195,12 +202,18 @@ COMMAND_LINE: Final = CommandLine(
             DCGM,
             (Positional("urls", "addresses: HOST, HOST:PORT or URL of /metrics", "+"),),
         ),
+        "nvml": Command("read this host's GPUs through NVIDIA's management library", NVML),
         "simulate": Command("play a made-up fleet, to the broker or into a DCGM CSV file", FLEET),
     },
 )
 
 # Imported when it is run: the agent of a host has no use for what reads files, and pays for it in memory.
-_RUNNERS: Final = {"csv": "producers.csv_command", "dcgm": "producers.dcgm", "simulate": "producers.simulate"}
+_RUNNERS: Final = {
+    "csv": "producers.csv_command",
+    "dcgm": "producers.dcgm",
+    "nvml": "producers.nvml",
+    "simulate": "producers.simulate",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
