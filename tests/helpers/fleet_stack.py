@@ -138,14 +138,28 @@ class FleetStack:
         process = self.run("api.cli", "serve", "--http", "127.0.0.1:0", "--clickhouse", self.store.url, *args)
         return process.wait_ready()
 
-    def large_fleet(self, hosts: int) -> str:
-        """An API on a database of its own with ``hosts`` x 8 GPUs that report now; its address."""
-        played = PlayedFleet(hosts, metrics=("DCGM_FI_DEV_GPU_UTIL", "DCGM_FI_DEV_GPU_TEMP", "DCGM_FI_DEV_POWER_USAGE"))
+    def large_fleet(self, hosts: int, *, day_of_hottest: float = 0.0) -> str:
+        """An API on a database of its own with ``hosts`` x 8 GPUs that report now; its address.
+
+        ``day_of_hottest``: its first GPU has 86,400 temperatures behind it, and in the middle one second this hot (C).
+        """
+        metrics = ("DCGM_FI_DEV_GPU_UTIL", "DCGM_FI_DEV_GPU_TEMP", "DCGM_FI_DEV_POWER_USAGE")
+        played = PlayedFleet(hosts, metrics=metrics)
         migrated = self.run("clickhouse.cli", "migrate", "--url", self.store.url, "--database", "large")
-        assert migrated.popen.wait(30) == 0, migrated.log_path.read_text()
+        assert migrated.popen.wait(60) == 0, migrated.log_path.read_text()
+        now_ms = time.time_ns() // 1_000_000
         with StoreConnection(StoreAddress(url=self.store.url, database="large")) as conn:
             insert_devices(conn, played.devices)
-            insert(conn, played.columns(np.array([time.time_ns() // 1_000_000], dtype=np.int64)))
+            insert(conn, played.columns(np.array([now_ms], dtype=np.int64)))
+            if day_of_hottest:
+                rows = 86_400
+                value = 50 + 30 * np.sin(np.arange(rows) / 5000)
+                value[rows // 2] = day_of_hottest
+                insert(conn, SampleColumns(
+                    gpu=np.full(rows, played.gpu[0]), labels=np.full(rows, played.labels[0]), metric_code=np.ones(rows, np.uint16),
+                    metric_names=list(metrics), ts_ms=now_ms - (rows - np.arange(rows, dtype=np.int64)) * 1000, value=value,
+                    session=np.full(rows, 2, np.uint64), seq=np.arange(rows, dtype=np.uint64) // 10_000,
+                ))  # fmt: skip
         return self.start_api("--database", "large", "--broker-http", "http://127.0.0.1:9", "--alert-interval", "0")
 
     def play(self) -> None:

@@ -127,7 +127,7 @@ def test_an_empty_fleet_says_what_to_do_and_a_broken_one_offers_to_try_again(go:
     answers = [{"status": 500, "json": {"title": "oops", "detail": "the store is away"}}, {"status": 200, "json": empty}]
     page.route("**/api/v1/fleet*", lambda route: route.fulfill(**answers[0 if len(answers) > 1 else -1]))
     go("#/fleet")
-    expect(page.locator(".state.error").first).to_contain_text("the store is away")
+    expect(page.locator("main .state.error").first).to_contain_text("the store is away")
     answers.pop(0)
     page.get_by_role("button", name="Try again").first.click()
-    expect(page.locator(".state.empty").first).to_contain_text("Start a streamer, or upload a file")
+    expect(page.locator("main .state.empty").first).to_contain_text("Start a streamer, or upload a file")

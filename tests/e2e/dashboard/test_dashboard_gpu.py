@@ -146,11 +146,11 @@ def test_times_switch_between_utc_and_local_and_the_url_says_which(go: Any, stac
 
 def test_the_range_picker_offers_relative_and_fixed_ranges(go: Any, stack: FleetStack) -> None:
     page = go(f"#/gpus/{gpu(stack)}")
-    page.locator("summary[aria-label='Time range']").click()
+    page.locator("summary[aria-label^='Time range']").click()
     page.get_by_role("button", name="6 hours").click()
     expect(page).to_have_url(re.compile("range=6h"))
-    expect(page.locator("summary[aria-label='Time range']")).to_contain_text("Last 6 h")
-    page.locator("summary[aria-label='Time range']").click()
+    expect(page.locator("summary[aria-label^='Time range']")).to_contain_text("Last 6 h")
+    page.locator("summary[aria-label^='Time range']").click()
     page.get_by_label("From", exact=True).fill("2026-01-02T10:00:00")
     page.get_by_label("To", exact=True).fill("2026-01-02T09:00:00")
     page.get_by_role("button", name="Show this range").click()
@@ -193,5 +193,5 @@ def test_a_link_shows_what_its_sender_saw(go: Any, stack: FleetStack) -> None:
         f"#/gpus/{gpu(stack)}?range=15m&with={gpu(stack, 2)}&metrics=DCGM_FI_DEV_GPU_TEMP,DCGM_FI_DEV_POWER_USAGE&tz=utc&live=off"
     )
     expect(chart(page, "Compared").locator(".chart-legend")).to_contain_text("GPU 2")
-    expect(page.locator("summary[aria-label='Time range']")).to_contain_text("15 min")
+    expect(page.locator("summary[aria-label^='Time range']")).to_contain_text("15 min")
     expect(page.locator(".live-button")).to_have_attribute("data-state", "paused")

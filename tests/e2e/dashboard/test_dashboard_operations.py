@@ -100,13 +100,15 @@ def test_an_alert_shows_its_evidence_and_can_be_silenced_and_heard_again(go: Any
     expect(page.get_by_role("region", name="XIDs and throttling")).to_contain_text("XID 79")
 
 
-def test_a_dropped_csv_is_sent_and_its_rows_are_told(go: Any, tmp_path: Path) -> None:
+def test_a_dropped_csv_is_sent_and_its_rows_are_told(go: Any, tmp_path: Path, stack: FleetStack) -> None:
+    device = stack.played.devices[0]  # One that is there already: other tests count the fleet.
+    about = f"0,nvidia0,{device.uuid},{device.model},{device.hostname},,{device.pod},{device.namespace}"
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     lines = ["timestamp,metric_name,gpu_id,device,uuid,modelName,Hostname,container,pod,namespace,value,labels_raw"]
     lines += [
-        f"{now},DCGM_FI_DEV_GPU_TEMP,0,nvidia0,GPU-uploaded,Test,uploaded-host,,,,{40 + i % 9}," for i in range(500)
+        f"{now},DCGM_FI_DEV_GPU_TEMP,{about},{40 + i % 9}," for i in range(500)
     ]
-    lines.append(f"{now},DCGM_FI_DEV_GPU_TEMP,0,nvidia0,GPU-uploaded,Test,uploaded-host,,,,not-a-number,")
+    lines.append(f"{now},DCGM_FI_DEV_GPU_TEMP,{about},not-a-number,")
     file = tmp_path / "export.csv"
     file.write_text("\n".join(lines) + "\n")
     page = go("#/upload")

@@ -79,7 +79,7 @@ function segment(label, choices, value, choose) {
 }
 
 function rangePicker() {
-  const summary = h("summary", { class: "button", "aria-label": "Time range" });
+  const summary = h("summary", { class: "button" });
   const relative = RELATIVE.map(([name, text]) =>
     h("button", { type: "button", class: "button plain", onclick: () => { setParams({ range: name, from: "", to: "" }, { replace: false }); sheet.open = false; } }, text));
   const from = h("input", { type: "datetime-local", step: "1", id: "range-from" });
@@ -108,6 +108,7 @@ function rangePicker() {
     update() {
       const now = timeRange();
       fill(summary, now.label);
+      summary.setAttribute("aria-label", `Time range: ${now.label}`);
       relative.forEach((button, i) => button.setAttribute("aria-pressed", String(RELATIVE[i][0] === now.relative)));
     },
   };

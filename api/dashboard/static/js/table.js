@@ -14,8 +14,8 @@ export function dataTable(columns, { caption, sort = -1, descending = false, emp
   let shown = ROWS_SHOWN;
   const order = { column: sort, descending };
   const body = h("tbody");
-  const more = h("button", { class: "button", type: "button", onclick: () => { shown += 1000; draw(); } });
-  const note = h("div", { class: "table-more" }, more);
+  const more = h("button", { class: "button", type: "button", onclick: () => { shown += 1000; draw(); } }, "Show more");
+  const note = h("div", { class: "table-more", hidden: true }, more);
   const headings = columns.map((column, i) =>
     h("th", { scope: "col", class: column.numeric ? "numeric" : "" },
       h("button", { type: "button", class: "sort", onclick: () => sortBy(i) }, column.label)));
