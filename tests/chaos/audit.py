@@ -24,11 +24,13 @@ class Findings:
     rows_stored: int = 0
     rows_rejected: int = 0
     batches_dead: int = 0
+    minutes_rolled: int = 0
 
     def __str__(self) -> str:
         head = (
             f"{self.batches_sent} batches sent, {self.batches_acked} acknowledged, {self.batches_stored} stored with "
-            f"{self.rows_stored} rows, {self.rows_rejected} rows rejected, {self.batches_dead} batches dead"
+            f"{self.rows_stored} rows, {self.rows_rejected} rows rejected, {self.batches_dead} batches dead, "
+            f"{self.minutes_rolled} minutes rolled up"
         )
         return "\n".join(
             [head, *self.wrong[:40], *([f"… and {len(self.wrong) - 40} more"] if len(self.wrong) > 40 else [])]
@@ -104,6 +106,29 @@ def audit(journal: Journal, store: StorePool, dead: list[Address]) -> Findings:
         if rejects != sent.rows - accepted or distinct != rejects:
             wrong.append(f"{name(address)}: {rejects} rejects ({distinct} distinct), {sent.rows - accepted} expected")
     return found
+
+
+def audit_rollups(store: StorePool, upto_s: int) -> list[str]:
+    """Every bucket by minute that ended before ``upto_s`` must answer as the raw rows do."""
+    sql = """
+WITH toDateTime({upto:UInt32}, 'UTC') AS upto
+SELECT gpu, metric, toString(bucket), sumIf(rows, side = 'raw') AS raw, sumIf(rows, side = 'rolled') AS rolled
+FROM (
+    SELECT 'raw' AS side, gpu, toString(metric) AS metric, toStartOfMinute(ts) AS bucket,
+           count() AS rows, min(value) AS low, max(value) AS high, sum(value) AS total
+    FROM telemetry.samples WHERE bucket < upto GROUP BY gpu, metric, bucket
+    UNION ALL
+    SELECT 'rolled', gpu, toString(metric), bucket, count, low, high, total FROM telemetry.samples_1m FINAL
+    WHERE bucket < upto
+)
+GROUP BY gpu, metric, bucket
+HAVING count() != 2 OR uniqExact(rows) != 1 OR uniqExact(low) != 1 OR uniqExact(high) != 1
+    OR abs(max(total) - min(total)) > 1e-9 * abs(max(total))
+ORDER BY bucket LIMIT 50"""
+    return [
+        f"rollup of gpu {gpu:016x} {metric} at {bucket}: {rolled} rows, {raw} raw ones, or another low, high or sum"
+        for gpu, metric, bucket, raw, rolled in store.query(sql, {"upto": upto_s})
+    ]
 
 
 def name(address: Address) -> str:

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.chaos import journal
-from tests.chaos.audit import Findings, audit, dead_batches
+from tests.chaos.audit import Findings, audit, audit_rollups, dead_batches
 from tests.chaos.contents import is_garbage
 from tests.chaos.faults import Fault, draw, strike
 from tests.chaos.pipeline import TOPIC, Pipeline
 from tests.helpers.waiting import eventually
 
+ROLLUP_SETTLES_S = 3.0
 Say = Callable[[str], None]
 
 
@@ -46,7 +47,7 @@ def at_random(
             say(f"[{number}/{faults}] {fault}")
             strike(pipeline, fault)
         pipeline.enough.touch()
-        return _settle(pipeline, say, calm_s)
+        return _settle(pipeline, say, calm_s, rolled=True)
 
 
 def _until_acked(pipeline: Pipeline, rows: int, timeout: float) -> None:
@@ -55,8 +56,8 @@ def _until_acked(pipeline: Pipeline, rows: int, timeout: float) -> None:
     )
 
 
-def _settle(pipeline: Pipeline, say: Say, calm_s: float) -> Findings:
-    """No more faults: everything must come to rest, and then add up."""
+def _settle(pipeline: Pipeline, say: Say, calm_s: float, *, rolled: bool = False) -> Findings:
+    """No more faults: all must come to rest, and then add up. ``rolled``: wait for at least one finished minute."""
     started = time.monotonic()
     pipeline.wait_until_fed(calm_s)
     pipeline.wait_until_drained(calm_s)
@@ -65,5 +66,19 @@ def _settle(pipeline: Pipeline, say: Say, calm_s: float) -> Findings:
     acked_garbage = sum(is_garbage(*address) for address in told.acked)
     dead_expected = pipeline.broker_stats()["topics"].get(TOPIC, {}).get("dead", acked_garbage)
     dead = dead_batches(pipeline.broker_url, TOPIC, max(dead_expected, acked_garbage))
+    if rolled:
+        first_s = min(sent.base_ms for sent in told.sent.values()) // 60_000 * 60
+        time.sleep(max(0.0, first_s + 60 + ROLLUP_SETTLES_S + 1 - time.time()))
+    # Minutes that were over, with their rows, before this look began; the present one has no bucket yet.
+    upto_s = int(time.time() - ROLLUP_SETTLES_S) // 60 * 60
+    pipeline.roll_up()
     with pipeline.open_store() as store:
-        return audit(told, store, dead)
+        found = audit(told, store, dead)
+        found.wrong += audit_rollups(store, upto_s)
+        found.minutes_rolled = int(
+            store.query(
+                "SELECT uniqExact(bucket) FROM telemetry.samples_1m WHERE bucket < toDateTime({u:UInt32}, 'UTC')",
+                {"u": upto_s},
+            )[0][0]
+        )
+        return found

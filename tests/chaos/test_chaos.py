@@ -32,3 +32,4 @@ def test_random_faults_to_every_process_neither_lose_nor_double_a_row(tmp_path: 
     print(f"SEED={seed}")
     findings = at_random(tmp_path / "run", 300_000, FAULTS, seed, rate=20_000)
     assert not findings.wrong, f"SEED={seed}\n{findings}\nlogs: {tmp_path}"
+    assert findings.minutes_rolled > 0
