@@ -40,7 +40,7 @@ class Release(NamedTuple):
 class BreakerPolicy:
     failures_to_open: int = 2
     wait_s_min: float = 0.25
-    wait_s_max: float = 10.0
+    wait_s_max: float = 5.0
     """Long enough to leave a struggling server alone, short enough that its return is noticed within seconds."""
     jitter: float = 0.2
     """Waits vary by this share, so that many collectors do not knock together."""

@@ -32,6 +32,17 @@ from zmqbroker.client import Consumer
 
 PROG = "telemetry-collector"
 
+LEASE_S_MIN = 10.0
+"""Below three times the silence after which a collector itself takes its lease for over, the two would race."""
+
+
+def lease_seconds(text: str) -> float:
+    seconds = duration_seconds(text)
+    if seconds < LEASE_S_MIN:
+        raise ValueError(f"is below {LEASE_S_MIN:g} s")
+    return seconds
+
+
 STORE = (
     Option("clickhouse", "ClickHouse HTTP interface to insert into", DEFAULT_URL, url, env="CLICKHOUSE_URL"),
     Option("user", "ClickHouse user", "default", env="CLICKHOUSE_USER"),
@@ -48,6 +59,7 @@ COLLECT = (
     Option("credit", "deliveries held at a time; 0 = two a worker", 0, int, "deliveries"),
     Option("max-rows", "rows of a delivery, of one INSERT; all members say the same", 250_000, positive_int, "rows"),
     Option("max-bytes", "bytes of a delivery; all members say the same", 32 << 20, size_bytes, "bytes"),
+    Option("ack-timeout", "silence after which the broker gives our ranges to another", 30.0, lease_seconds, "seconds"),
     Option("linger", "longest wait for a delivery to fill; all members say the same", 0.1, duration_seconds, "seconds"),
 )
 
@@ -100,6 +112,7 @@ def collect(args: argparse.Namespace, address: StoreAddress, service: Service) -
         max_bytes=args.max_bytes,
         linger_ms=round(args.linger * 1000),
         name=args.name or socket.gethostname(),
+        options={"ack_timeout_s": args.ack_timeout},
     )
     source = BrokerSource(consumer)
     settings = CollectorSettings(

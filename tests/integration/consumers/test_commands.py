@@ -35,6 +35,7 @@ def run(*args: str) -> subprocess.CompletedProcess[str]:
         (["--no-such-option"], "--no-such-option"),
         (["--linger", "soon"], "--linger"),
         (["--workers", "0"], "--workers"),
+        (["--ack-timeout", "2s"], "--ack-timeout"),
         (["--clickhouse", "ftp://x"], "--clickhouse"),
         (["--http", "192.0.2.1:80"], "192.0.2.1"),
         (["archive"], "--out"),
