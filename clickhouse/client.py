@@ -214,9 +214,7 @@ class _Reader:
         """The result as the server writes it in ``output_format``."""
         return bytes(
             self._ask(
-                lambda c: c.raw_query(
-                    sql, parameters=_bound(params), settings=dict(settings or {}), fmt=output_format
-                )
+                lambda c: c.raw_query(sql, parameters=_bound(params), settings=dict(settings or {}), fmt=output_format)
             )
         )
 

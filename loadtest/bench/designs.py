@@ -32,8 +32,8 @@ GPUS: Final = 1_000
 METRIC: Final = "DCGM_FI_DEV_POWER_USAGE"
 
 NARROW: Final = """gpu UInt64 CODEC(ZSTD(1)), metric LowCardinality(String),
-ts DateTime64(3, 'UTC') CODEC({time}, ZSTD(1)), value Float64 CODEC({value}), labels UInt64 CODEC(ZSTD(1)), _session UInt64 CODEC(Delta, ZSTD(1)),
-_seq UInt64 CODEC(Delta, ZSTD(1))"""
+ts DateTime64(3, 'UTC') CODEC({time}, ZSTD(1)), value Float64 CODEC({value}),
+labels UInt64 CODEC(ZSTD(1)), _session UInt64 CODEC(Delta, ZSTD(1)), _seq UInt64 CODEC(Delta, ZSTD(1))"""
 WIDE: Final = """gpu UInt64 CODEC(ZSTD(1)), ts DateTime64(3, 'UTC') CODEC(DoubleDelta, ZSTD(1)), {metrics},
 labels UInt64 CODEC(ZSTD(1)), _session UInt64 CODEC(Delta, ZSTD(1)), _seq UInt64 CODEC(Delta, ZSTD(1))"""
 ORDERS: Final = {
