@@ -15,6 +15,7 @@ from consumers.source import BrokerSource
 from consumers.stats import Stats
 from consumers.store import KnownLabels, open_session
 from telemetry import metrics
+from telemetry.batch import ROWS_MAX
 from telemetry.options import (
     CommandLine,
     Option,
@@ -124,7 +125,7 @@ def collect(args: argparse.Namespace, address: StoreAddress, service: Service) -
     seconds = metrics.histogram(service.registry, "collector_insert_seconds")
     collector = Collector(
         source,
-        lambda: open_session(address, known, rows_max=args.max_rows),
+        lambda: open_session(address, known, rows_max=max(args.max_rows, ROWS_MAX)),
         settings,
         log=service.log,
         stats=stats,

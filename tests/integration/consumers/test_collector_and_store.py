@@ -251,3 +251,12 @@ def test_a_kill_of_the_store_in_the_middle_of_many_ranges_neither_loses_nor_doub
         assert {seq: rows for seq, (rows, _) in stored(store, session_of(one)).items()} == dict.fromkeys(
             range(1, 6), 2000
         )
+
+
+def test_r13_a_doubtful_range_of_thousands_of_small_batches_can_be_asked_about(pipeline, store, now_ms):
+    """A fleet's delivery: one batch an agent. The question about all of them must fit what servers take."""
+    big = fresh(now_ms, batches=2_500, rows=3, maybe_repeat=True, attempt=2)
+    collect(pipeline, big)
+    _, stats = collect(pipeline, big)
+    assert len(stored(store, session_of(big))) == 2_500
+    assert stats.as_dict()["duplicates_avoided_rows"] == 7_500
