@@ -108,7 +108,11 @@ def batches(count: int) -> list[bytes]:
         Device(
             uuid=f"GPU-{uuid.UUID(bytes=rng.bytes(16))}", hostname=f"dgx-{i // 8:03d}", gpu_index=str(i % 8),
             device=f"nvidia{i % 8}", model="NVIDIA H100 80GB HBM3",
-            labels=(("DCGM_FI_DRIVER_VERSION", "535.129.03"), ("instance", f"dgx-{i // 8:03d}:9400"), ("job", "dgx_dcgm_exporter")),
+            labels=(
+                ("DCGM_FI_DRIVER_VERSION", "535.129.03"),
+                ("instance", f"dgx-{i // 8:03d}:9400"),
+                ("job", "dgx_dcgm_exporter"),
+            ),
         )
         for i in range(248)
     ]  # fmt: skip
