@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from zmqbroker.core.broker import Core
 from zmqbroker.core.group import BURYING, DELAYED, HELD, READY, SEALING, Group
 from zmqbroker.core.session import Session
@@ -71,7 +73,7 @@ def _check_group(core: Core, topic: Topic, group: Group) -> None:
         assert range_.state in (READY, DELAYED, SEALING, HELD, BURYING), f"{what}: state {range_.state}"
     for gp in group.parts:
         ranges = sorted(gp.outstanding.values(), key=lambda r: r.first)
-        for a, b in zip(ranges, ranges[1:], strict=False):
+        for a, b in itertools.pairwise(ranges):
             assert a.last < b.first, f"{where}: ranges {a.id} and {b.id} overlap"
         if ranges:
             assert ranges[-1].last < gp.sealed_next, f"{where}: a range beyond what is sealed"
