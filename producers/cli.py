@@ -186,6 +186,14 @@ NVML: Final = (
     Option("pcie", "read PCIe throughput where GPM does not tell it: waits 40 ms a GPU and reading", False, flag),
 )
 
+SERVE: Final = (
+    Option("upload-max", "largest upload", 4 << 30, size_bytes, "bytes"),
+    Option("waiting", "uploads that may wait or run; more are sent away with 503", 16, positive_int, "uploads"),
+    Option("workers", "uploads that are read at the same time", 2, positive_int, "threads"),
+    Option("keys-file", "API keys, a line NAME SCOPES SHA256 each; needed beyond loopback", None, path),
+    Option("rejects", "file that keeps bad rows (default: rejects.ndjson in the state folder)", None, path),
+)
+
 COMMAND_LINE: Final = CommandLine(
     PROG,
     "STREAMER",
@@ -203,6 +211,7 @@ COMMAND_LINE: Final = CommandLine(
             (Positional("urls", "addresses: HOST, HOST:PORT or URL of /metrics", "+"),),
         ),
         "nvml": Command("read this host's GPUs through NVIDIA's management library", NVML),
+        "serve": Command("take CSV files over HTTP: POST /api/v1/csv/upload", SERVE),
         "simulate": Command("play a made-up fleet, to the broker or into a DCGM CSV file", FLEET),
     },
 )
@@ -212,6 +221,7 @@ _RUNNERS: Final = {
     "csv": "producers.csv_command",
     "dcgm": "producers.dcgm",
     "nvml": "producers.nvml",
+    "serve": "producers.serve",
     "simulate": "producers.simulate",
 }
 

@@ -31,17 +31,15 @@ def run(args: argparse.Namespace) -> int:
             sys.stdout.write(f"{source.path}\n{source.mapping.explain()}\n")
         return 0
     args.loop = args.loop or args.interval > 0
-    if args.loop and any(source.path == "-" for source in sources):
-        raise UsageError("--loop: standard input can be read only once; name a file")
+    if args.loop and any(source.once for source in sources):
+        raise UsageError("--loop: a pipe can be read only once; name a file")
     if args.timestamps != "now" and (bare := [s.path for s in sources if s.mapping.timestamp is None]):
         raise UsageError(f"--timestamps {args.timestamps}: {bare[0]} has no time column; use --timestamps now")
-    if args.resume and any(source.path == "-" for source in sources):
-        raise UsageError("--resume: standard input cannot be read again; name a file")
+    if args.resume and any(source.once for source in sources):
+        raise UsageError("--resume: a pipe cannot be read again; name a file")
     if args.resume and args.loop and not args.interval:
         raise UsageError("--resume with --loop needs --interval, which gives each pass its time")
-    service = Service.from_args("telemetry-streamer", args)
-    with service:
-        return _stream(args, sources, service)
+    return _stream(args, sources, Service.from_args("telemetry-streamer", args))
 
 
 def _open_all(args: argparse.Namespace) -> list[Source]:
@@ -54,7 +52,7 @@ def _open_all(args: argparse.Namespace) -> list[Source]:
 
 def _stream(args: argparse.Namespace, sources: list[Source], service: Service) -> int:
     began_ns = time.time_ns()
-    settings = worker_settings(args, began_ns)
+    settings = worker_settings(args)
     with ExitStack() as stack:
         progress: Progress | None = None
         if args.resume:
@@ -67,11 +65,13 @@ def _stream(args: argparse.Namespace, sources: list[Source], service: Service) -
             return 0
         workers = max(1, min(args.workers, len(lanes)))
         keep = progress.keep if progress is not None else lambda task, report: None
-        supervisor = Supervisor(settings, workers, lanes, log=service.log, on_report=keep)
+        supervisor = Supervisor(settings, workers, lanes, log=service.log, duration_s=args.duration, on_report=keep)
         StreamerStatus(service, "csv", lambda: supervisor.totals, [source.path for source in sources], started=began_ns)
         total = None if args.loop else sum(expected_rows(source, args.shard) for source in sources) or None
         try:
-            return supervise(supervisor, service, settings, total)
+            # Listening comes last: nobody finds it ready before its checks are there.
+            with service:
+                return supervise(supervisor, service, settings, total)
         finally:
             if progress is not None:
                 progress.save()

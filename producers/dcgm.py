@@ -20,35 +20,35 @@ def run(args: argparse.Namespace) -> int:
     if not urls:
         raise UsageError(f"--shard: part {index} of {count} has no address left")
     interval_s = args.interval or 1.0
-    with Service.from_args("telemetry-streamer", args) as service:
-        identities = Identities()
-        source = ScrapeSource(
-            urls,
-            identities,
-            interval_s=interval_s,
-            timeout_s=args.scrape_timeout or max(1.0, min(10.0, interval_s)),
-            log=service.log,
-            exporter_version=args.exporter_version,
-            labels=args.label,
-        )
+    service = Service.from_args("telemetry-streamer", args)
+    identities = Identities()
+    source = ScrapeSource(
+        urls,
+        identities,
+        interval_s=interval_s,
+        timeout_s=args.scrape_timeout or max(1.0, min(10.0, interval_s)),
+        log=service.log,
+        exporter_version=args.exporter_version,
+        labels=args.label,
+    )
 
-        def details() -> dict[str, Any]:
-            return {
-                "targets_detail": [
-                    {
-                        "url": target.url,
-                        "up": target.up,
-                        "reason": target.reason,
-                        "scrapes": target.scrapes,
-                        "failures": target.failures,
-                        "scrape_seconds": round(target.seconds, 4),
-                        "skipped": target.skipped,
-                    }
-                    for target in source.targets[:1000]
-                ]
-            }
+    def details() -> dict[str, Any]:
+        return {
+            "targets_detail": [
+                {
+                    "url": target.url,
+                    "up": target.up,
+                    "reason": target.reason,
+                    "scrapes": target.scrapes,
+                    "failures": target.failures,
+                    "scrape_seconds": round(target.seconds, 4),
+                    "skipped": target.skipped,
+                }
+                for target in source.targets[:1000]
+            ]
+        }
 
-        return run_live(args, service, source, identities, name="dcgm", targets=urls, details=details)
+    return run_live(args, service, source, identities, name="dcgm", targets=urls, details=details)
 
 
 def metrics_url(text: str) -> str:

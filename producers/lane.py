@@ -145,7 +145,7 @@ class LaneRun(Run):
                 self._count_lines = blocks.count_lines
                 yield from blocks.read(first * pieces, task.last * pieces)
             return
-        with open_stream(source.path) as stream:
+        with open_stream(source.path, source.head) as stream:
             _skip(stream, source.data_start)
             for block in stream_blocks(stream.read, task.block_bytes, source=source.path, offset=source.data_start):
                 if block.number >= first:

@@ -62,21 +62,28 @@ def run_live(
     status = StreamerStatus(service, name, lambda: totals, targets, started=time.time_ns())
     service.route("/api/v1/status", lambda: status.status() | details())
     service.check("targets", lambda: _targets(source.up, len(targets)))
-    ends = time.monotonic() + args.duration if args.duration else None
-    try:
-        while not service.stopping.is_set() and (ends is None or time.monotonic() < ends):
-            for columns in source.collect(TURN_S):
-                sender.add(columns)
-            totals.targets_up = source.up
-            sender.pump()
-    finally:
-        source.close()
-        left = sender.close(service.drain_seconds_left() * 0.8)
+    # Listening comes after the checks: nobody finds it ready before.
+    with service:
+        left = _measure(args, service, source, sender)
     if left:
         service.log.error("ended with batches that nobody has acknowledged", extra={"unacked_batches": left})
         return UNACKED_EXIT_CODE
     service.log.info("ended", extra={"rows": totals.rows_acked, "spooled_rows": totals.spooled_rows})
     return 0
+
+
+def _measure(args: argparse.Namespace, service: Service, source: LiveSource, sender: LiveSender) -> int:
+    ends = time.monotonic() + args.duration if args.duration else None
+    try:
+        while not service.stopping.is_set() and (ends is None or time.monotonic() < ends):
+            for columns in source.collect(TURN_S):
+                sender.add(columns)
+            sender.totals.targets_up = source.up
+            sender.pump()
+    finally:
+        source.close()
+        left = sender.close(service.drain_seconds_left() * 0.8)
+    return left
 
 
 def producer_maker(args: argparse.Namespace, name: str) -> Callable[[int | None, int], Any]:

@@ -268,18 +268,18 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; the exit code."""
     import pynvml
 
-    with Service.from_args("telemetry-streamer", args) as service:
-        identities = Identities()
-        source = NvmlSource(
-            pynvml,
-            identities,
-            interval_s=args.interval or 1.0,
-            log=service.log,
-            hostname=args.hostname,
-            pcie=args.pcie,
-            labels=args.label,
-        )
-        return run_live(args, service, source, identities, name="nvml", targets=[gpu.uuid for gpu in source.gpus])
+    service = Service.from_args("telemetry-streamer", args)
+    identities = Identities()
+    source = NvmlSource(
+        pynvml,
+        identities,
+        interval_s=args.interval or 1.0,
+        log=service.log,
+        hostname=args.hostname,
+        pcie=args.pcie,
+        labels=args.label,
+    )
+    return run_live(args, service, source, identities, name="nvml", targets=[gpu.uuid for gpu in source.gpus])
 
 
 def _text(value: str | bytes) -> str:

@@ -31,9 +31,10 @@ def _as_exporter(args: argparse.Namespace, spec: FleetSpec) -> int:
     from telemetry.http import HttpServer
     from telemetry.service import Service
 
-    with Service.from_args("telemetry-streamer", args) as service:
-        sock = listening_socket(args.exporter, "--exporter", insecure=args.insecure)
-        server = HttpServer(FleetExporter(spec, args.generation), sock)
+    service = Service.from_args("telemetry-streamer", args)
+    sock = listening_socket(args.exporter, "--exporter", insecure=args.insecure)
+    server = HttpServer(FleetExporter(spec, args.generation), sock)
+    with service:
         server.start()
         service.log.info("exporter listening", extra={"address": server.address, "gpus": spec.gpus})
         service.stopping.wait(args.duration or None)
@@ -65,14 +66,15 @@ def _to_broker(args: argparse.Namespace, spec: FleetSpec) -> int:
     from producers.supervisor import Supervisor
     from telemetry.service import Service
 
-    with Service.from_args("telemetry-streamer", args) as service:
-        began_ns = int(args.start.timestamp() * 1e9) if args.start else time.time_ns()
-        tasks = list(plan(args, spec, began_ns))
-        settings = worker_settings(args, time.time_ns())
-        supervisor = Supervisor(settings, len(tasks), tasks, log=service.log)
-        title = f"{spec.gpus} simulated GPUs"
-        StreamerStatus(service, "simulate", lambda: supervisor.totals, [title], started=time.time_ns())
-        ticks = sum(task.ticks * task.spec.rows_a_tick for task in tasks)
+    service = Service.from_args("telemetry-streamer", args)
+    began_ns = int(args.start.timestamp() * 1e9) if args.start else time.time_ns()
+    tasks = list(plan(args, spec, began_ns))
+    settings = worker_settings(args)
+    supervisor = Supervisor(settings, len(tasks), tasks, log=service.log, duration_s=args.duration)
+    title = f"{spec.gpus} simulated GPUs"
+    StreamerStatus(service, "simulate", lambda: supervisor.totals, [title], started=time.time_ns())
+    ticks = sum(task.ticks * task.spec.rows_a_tick for task in tasks)
+    with service:
         return supervise(supervisor, service, settings, ticks or None)
 
 

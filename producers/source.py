@@ -12,7 +12,7 @@ import glob
 import gzip
 import io
 import os
-import sys
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,13 +51,20 @@ class Source:
     row_bytes: float
     """Mean bytes a row of the first 64 KiB."""
     rows_a_line: int
+    head: bytes
+    """Stored bytes that were read from a pipe to understand it, and cannot be read again."""
     origin_ns: int
     """The time that ``shift`` moves to the beginning of the pass: the file's last time, or its first where only
     that is known. 0: the file has no times."""
 
     @property
     def seekable(self) -> bool:
-        return self.compression == "none" and self.path != STDIN
+        return self.compression == "none" and not self.once
+
+    @property
+    def once(self) -> bool:
+        """Whether it can be read only once: a pipe, standard input."""
+        return self.size == 0
 
 
 def expand(names: Sequence[str]) -> list[str]:
@@ -74,11 +81,31 @@ def expand(names: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def open_stream(path: str) -> BinaryIO:
-    """The decompressed bytes of a file or standard input, to be read on. Raises :class:`SourceError`."""
+def descriptor_path(number: int) -> str:
+    """A path by which worker processes too can open this process's descriptor (0: standard input), or its file.
+
+    Raises :class:`SourceMissing` where it cannot be opened again (a socket, a closed one).
+    """
+    path = f"/proc/{os.getpid()}/fd/{number}"
     try:
-        raw: BinaryIO = sys.stdin.buffer if path == STDIN else open(path, "rb")  # noqa: SIM115
-        magic = _peek(raw)
+        target = os.path.realpath(path)
+        if os.path.isfile(target):
+            return target
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+    except OSError as e:
+        raise SourceMissing(f"-: standard input cannot be read: {e.strerror or e}") from None
+    return path
+
+
+def open_stream(path: str, head: bytes = b"") -> BinaryIO:
+    """The decompressed bytes of a file or pipe, to be read on. Raises :class:`SourceError`.
+
+    ``head``: stored bytes that were read from a pipe before, and come first.
+    """
+    try:
+        raw: BinaryIO = open(path, "rb", buffering=0)  # type: ignore[assignment]  # noqa: SIM115
+        raw = io.BufferedReader(_Prefixed(head, raw), 1 << 17)  # type: ignore[arg-type]
+        magic = raw.peek(4)[:4]
     except OSError as e:
         raise _missing(path, e) from None
     if magic[:2] == b"\x1f\x8b":
@@ -96,13 +123,16 @@ def open_source(
 ) -> tuple[Source, bytes]:
     """Open, read the header and some rows, understand them.
 
-    Returns the source and, for what cannot be read twice (standard input, or ``stream``), the bytes that were read
+    Returns the source and, for what cannot be read twice (a pipe, or ``stream``), the bytes that were read
     beyond the header. Raises :class:`SourceError`: one line that names the file and, for a bad header, its line.
     """
-    if stream is None and path != STDIN:
+    if path == STDIN or path.startswith("/dev/fd/"):
+        path = descriptor_path(int(path.rpartition("/")[2]) if path != STDIN else 0)
+    if stream is None:
         _check_file(path)
-    reader = stream if stream is not None else open_stream(path)
-    once = stream is not None or path == STDIN
+    once = stream is not None or not os.path.isfile(path)
+    head_stored = _read_pipe(path, SAMPLE_BYTES) if once and stream is None else b""
+    reader = stream or (_of_bytes(head_stored) if once else open_stream(path))
     try:
         head = _read_some(reader, SAMPLE_BYTES)
         compression = _compression_of(reader)
@@ -136,6 +166,7 @@ def open_source(
         mapping=mapping,
         row_bytes=sampled / len(lines) if lines else 100.0,
         rows_a_line=max(1, len(mapping.metrics)),
+        head=head_stored,
         origin_ns=_origin(mapping, lines, tail, complete),
     )
     return source, head[data_start:] if once else b""
@@ -201,10 +232,49 @@ def _compression_of(reader: BinaryIO) -> Compression:
     return reader.compression if isinstance(reader, _Joined) else "none"
 
 
-def _peek(raw: BinaryIO) -> bytes:
-    if isinstance(raw, io.BufferedReader):
-        return raw.peek(4)[:4]
-    return b""
+class _Prefixed(io.RawIOBase):
+    """Bytes that were read before, then what is left of a raw file."""
+
+    def __init__(self, head: bytes, raw: io.RawIOBase) -> None:
+        super().__init__()
+        self._head = head
+        self._raw = raw
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        if self._head:
+            size = min(len(buffer), len(self._head))
+            buffer[:size] = self._head[:size]
+            self._head = self._head[size:]
+            return size
+        return self._raw.readinto(buffer) or 0
+
+    def close(self) -> None:
+        if not self.closed:
+            self._raw.close()
+        super().close()
+
+
+def _read_pipe(path: str, size: int) -> bytes:
+    """The first bytes of a pipe: ``size`` of them, or all until it ends."""
+    with open(path, "rb", buffering=0) as raw:
+        return _read_some(raw, size)  # type: ignore[arg-type]
+
+
+def _of_bytes(head: bytes) -> BinaryIO:
+    """The decompressed beginning of what begins so; a compressed stream that is cut short gives what it can."""
+    if head[:2] == b"\x1f\x8b":
+        found = _Joined(io.BytesIO(zlib.decompressobj(47).decompress(head)), STDIN)  # type: ignore[arg-type]
+        found.compression = "gzip"
+        return found  # type: ignore[return-value]
+    if head[:4] == b"\x28\xb5\x2f\xfd":
+        import zstandard
+
+        found = _Joined(io.BytesIO(zstandard.ZstdDecompressor().decompressobj().decompress(head)), STDIN)
+        return found  # type: ignore[return-value]
+    return io.BytesIO(head)
 
 
 def _read_some(reader: BinaryIO, size: int) -> bytes:

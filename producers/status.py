@@ -17,13 +17,22 @@ class StreamerStatus:
     """Wires the totals of a run to the service's HTTP server."""
 
     def __init__(
-        self, service: Service, source: str, totals: Callable[[], Totals], inputs: list[str], *, started: int
+        self,
+        service: Service,
+        source: str,
+        totals: Callable[[], Totals],
+        inputs: list[str],
+        *,
+        started: int,
+        always_ready: bool = False,
     ) -> None:
+        """``always_ready``: for a server that takes work whether the broker is there or not."""
         self._service = service
         self._source = source
         self._totals = totals
         self._inputs = inputs
         self._started_ns = started
+        self._always_ready = always_ready
         service.check("broker", self._broker)
         service.check("workers", self._workers)
         service.route("/api/v1/status", self.status)
@@ -46,9 +55,9 @@ class StreamerStatus:
         totals = self._totals()
         if totals.workers_connected:
             return Check("healthy")
-        if totals.lanes and totals.lanes == totals.lanes_done:
+        if (totals.lanes or self._always_ready) and totals.lanes == totals.lanes_done:
             return Check("healthy", "everything is acknowledged")
-        return Check("degraded", "not connected to the broker yet", ready=False)
+        return Check("degraded", "not connected to the broker yet", ready=self._always_ready)
 
     def _workers(self) -> Check:
         totals = self._totals()

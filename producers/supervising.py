@@ -17,7 +17,7 @@ from telemetry.service import Service
 UNACKED_EXIT_CODE: Final = 1
 
 
-def worker_settings(args: argparse.Namespace, began_ns: int) -> WorkerSettings:
+def worker_settings(args: argparse.Namespace) -> WorkerSettings:
     """What all workers of a run share, by its options."""
     return WorkerSettings(
         url=args.connect,
@@ -27,7 +27,7 @@ def worker_settings(args: argparse.Namespace, began_ns: int) -> WorkerSettings:
         rejects=getattr(args, "rejects", None) or state_dir(args) / "rejects.ndjson",
         strict=getattr(args, "strict", False),
         drain_timeout_s=args.drain_timeout,
-        ends_ns=began_ns + int(args.duration * 1e9) if args.duration else 0,
+        ends_ns=0,
         producer=args.producer,
         log_level=args.log_level,
         log_format=args.log_format,

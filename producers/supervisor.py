@@ -88,6 +88,7 @@ class Supervisor:
         *,
         log: logging.Logger,
         on_report: Callable[[Task, Report], None] = lambda task, report: None,
+        duration_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
@@ -96,6 +97,9 @@ class Supervisor:
         self._returned: deque[Task] = deque()
         self._log = log
         self._on_report = on_report
+        # Counted from the first lane handed out: starting processes is not part of the time asked for.
+        self._duration_s = duration_s
+        self._began: float | None = None
         self._clock = clock
         self._context = multiprocessing.get_context("spawn")
         self._members: dict[int, _Member] = {}
@@ -115,7 +119,7 @@ class Supervisor:
             for number in range(self._workers):
                 self._start(number)
             while not self._over():
-                if stopping() or self.failure is not None:
+                if stopping() or self.failure is not None or self._time_is_up():
                     self._send_stop()
                 self._wait(0.2)
                 self._restart_due()
@@ -126,6 +130,9 @@ class Supervisor:
         finally:
             self._end()
             self._merge()
+
+    def _time_is_up(self) -> bool:
+        return bool(self._duration_s and self._began is not None and self._clock() - self._began >= self._duration_s)
 
     # What changes the members.
 
@@ -213,7 +220,11 @@ class Supervisor:
         if deaths >= DEATHS_WITHOUT_PROGRESS_MAX:
             self.failure = f"{task.title}: {deaths} workers died on the same part of it without getting on"
             return
-        self._returned.append(task.again(report))
+        again = task.again(report)
+        if again is None:
+            self.failure = f"{task.title}: its worker died, and it cannot be read again"
+        else:
+            self._returned.append(again)
 
     def _restart_due(self) -> None:
         if self._stop_sent:
@@ -239,6 +250,8 @@ class Supervisor:
                 continue
             member.task = task
             member.ready = False
+            if self._began is None:
+                self._began = self._clock()
 
     def _next_lane(self) -> Task | None:
         task = next(self._lanes, None)

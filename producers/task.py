@@ -54,8 +54,13 @@ class LaneTask:
     def title(self) -> str:
         return self.source.path
 
-    def again(self, report: Report | None) -> LaneTask:
-        """The same task for another worker after this one's died: from the last durable position, in its session."""
+    def again(self, report: Report | None) -> LaneTask | None:
+        """The same task for another worker after this one's died: from the last durable position, in its session.
+
+        None where the source cannot be read again.
+        """
+        if self.source.once:
+            return None
         return self if report is None else replace(self, start=report.position)
 
 

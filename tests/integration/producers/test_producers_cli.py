@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from tests.helpers.processes import ROOT, get_json
 from tests.helpers.producing import batches_in, rows_in
@@ -255,3 +257,26 @@ def test_a_simulated_fleet_reaches_the_broker_whole(broker):
     batches = batches_in(broker)
     assert sum(batch.rows for batch in batches) == 4000
     assert len({device.uuid for batch in batches for device in batch.dictionary.devices}) == 40
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.compress])
+def test_standard_input_is_read_to_its_end_compressed_or_not(tmp_path, broker, pack):
+    expected = dcgm_file(tmp_path / "a.csv", 8000)
+    done = streamer("csv", "-", "--workers", 2, broker=broker, stdin=pack((tmp_path / "a.csv").read_bytes()))
+    assert done.returncode == 0, done.stderr
+    assert rows_in(batches_in(broker)) == expected
+
+
+def test_standard_input_that_is_a_file_is_read_from_its_beginning(tmp_path, broker):
+    expected = dcgm_file(tmp_path / "a.csv", 800)
+    with (tmp_path / "a.csv").open("rb") as stdin:
+        assert subprocess.run(command("csv", "-", broker=broker), cwd=ROOT, stdin=stdin, timeout=60).returncode == 0
+    assert rows_in(batches_in(broker)) == expected
+
+
+def test_explain_prints_what_is_understood_and_sends_nothing(tmp_path, broker):
+    dcgm_file(tmp_path / "a.csv", 10)
+    done = streamer("csv", tmp_path / "a.csv", "--explain", broker=broker)
+    assert done.returncode == 0
+    assert b"identity: uuid" in done.stdout
+    assert list(broker.iterdir()) == []

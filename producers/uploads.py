@@ -1,0 +1,255 @@
+"""Uploaded files: kept on disk until all of their rows are durable, so that a restart goes on with them.
+
+A job's session, times and cut are written beside the file before a row is sent (R8): a job begun again after a kill
+sends the same batches under the same addresses.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from producers.blocks import block_count
+from producers.errors import SourceError
+from producers.lane import LaneRun
+from producers.run import Run
+from producers.source import block_bytes_for, open_source
+from producers.supervisor import Totals
+from producers.task import LaneTask, Position, WorkerSettings
+from zmqbroker.errors import BrokerError
+
+JOBS_KEPT: Final = 1000
+"""Finished jobs that can still be asked for."""
+
+
+@dataclass(slots=True)
+class Job:
+    """One upload."""
+
+    id: str
+    filename: str
+    bytes: int
+    session: int
+    created_ns: int
+    timestamps: str
+    batch_rows: int
+    state: str = "queued"
+    """queued, running, done, failed."""
+    reason: str = ""
+    rows_published: int = 0
+    rows_acked: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    finished_ns: int = 0
+
+    def public(self) -> dict[str, Any]:
+        """What ``GET /api/v1/csv/uploads/{id}`` tells."""
+        return {
+            "id": self.id,
+            "status": self.state,
+            "reason": self.reason,
+            "filename": self.filename,
+            "bytes": self.bytes,
+            "rows_published": self.rows_published,
+            "rows_acked": self.rows_acked,
+            "rows_rejected": sum(self.rejected.values()),
+            "rejected": self.rejected,
+            "created": _iso(self.created_ns),
+            "finished": _iso(self.finished_ns) if self.finished_ns else None,
+        }
+
+
+class UploadJobs:
+    """Threads that play uploaded files to the broker. ``waiting_max`` bounds what is queued: beyond it, come again."""
+
+    def __init__(
+        self,
+        directory: Path,
+        settings: WorkerSettings,
+        make_producer: Callable[[int | None, int], Any],
+        *,
+        threads: int,
+        batch_rows: int,
+        waiting_max: int,
+        log: logging.Logger,
+    ) -> None:
+        self.directory = directory
+        self.totals = Totals(workers_alive=threads)
+        self._settings = settings
+        self._make_producer = make_producer
+        self._batch_rows = batch_rows
+        self._waiting_max = waiting_max
+        self._log = log
+        self._jobs: dict[str, Job] = {}
+        self._runs: dict[str, Run] = {}
+        self._lock = threading.Lock()
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        directory.mkdir(parents=True, exist_ok=True)
+        self._take_up()
+        self._threads = [threading.Thread(target=self._work, name=f"upload-{n}", daemon=True) for n in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def has_room(self) -> bool:
+        """Whether another upload may come now."""
+        with self._lock:
+            return sum(job.state in ("queued", "running") for job in self._jobs.values()) < self._waiting_max
+
+    def new_path(self) -> Path:
+        """Where to put the bytes of an upload while they come in."""
+        return self.directory / f"{secrets.token_hex(8)}.part"
+
+    def submit(self, part: Path, filename: str, timestamps: str) -> Job:
+        """Queue a file that came in whole. Raises :class:`SourceError` if it is no CSV that can be understood."""
+        try:
+            open_source(str(part))
+        except SourceError as e:
+            raise SourceError(str(e).replace(str(part), filename)) from None
+        job = Job(
+            part.stem, filename, part.stat().st_size, secrets.randbits(64), time.time_ns(), timestamps, self._batch_rows
+        )
+        os.replace(part, self._file(job))
+        self._write(job)
+        with self._lock:
+            self._jobs[job.id] = job
+            self._forget_old()
+        self.totals.lanes += 1
+        self._queue.put(job)
+        return job
+
+    def get(self, job_id: str) -> Job | None:
+        """The job of that id, if it is still known."""
+        with self._lock:
+            return self._jobs.get(job_id)
+
+    def refresh(self) -> Totals:
+        """Totals of all jobs, for health and metrics."""
+        with self._lock:
+            jobs, runs = list(self._jobs.values()), list(self._runs.values())
+        totals = self.totals
+        totals.rows_published = sum(job.rows_published for job in jobs)
+        totals.rows_acked = sum(job.rows_acked for job in jobs)
+        totals.rejected = {}
+        for job in jobs:
+            for reason, rows in job.rejected.items():
+                totals.rejected[reason] = totals.rejected.get(reason, 0) + rows
+        totals.lanes_done = sum(job.state == "done" for job in jobs)
+        totals.pending_batches = sum(run.publisher.in_flight for run in runs)
+        totals.workers_connected = sum(bool(run.publisher.producer.stats.connected) for run in runs)
+        return totals
+
+    def close(self, timeout_s: float) -> None:
+        """Stop reading; jobs that are not done are taken up by the next start."""
+        self._stopping.set()
+        for _ in self._threads:
+            self._queue.put(None)
+        until = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.1, until - time.monotonic()))
+
+    def _work(self) -> None:
+        while (job := self._queue.get()) is not None and not self._stopping.is_set():
+            try:
+                self._play(job)
+            except (SourceError, BrokerError, OSError) as e:
+                self._finish(job, "failed", str(e).replace(str(self._file(job)), job.filename))
+            except Exception:
+                self._log.exception("an upload failed", extra={"upload": job.id})
+                self._finish(job, "failed", "the server failed; its log says why")
+
+    def _play(self, job: Job) -> None:
+        job.state = "running"
+        source, _ = open_source(str(self._file(job)))
+        block_bytes = block_bytes_for(source, job.batch_rows, 1)
+        task = LaneTask(
+            lane=0,
+            source=source,
+            block_bytes=block_bytes,
+            batch_rows=job.batch_rows,
+            first=0,
+            last=block_count(source.size, block_bytes) if source.seekable else 0,
+            session=job.session,
+            start=Position(),
+            passes=1,
+            interval_s=0.0,
+            began_ns=job.created_ns,
+            timestamps="now" if source.mapping.timestamp is None else job.timestamps,  # type: ignore[arg-type]
+            fixed_now=True,
+        )
+        producer = self._make_producer(job.session, 1)
+        run = LaneRun(task, self._settings, producer, stopping=self._stopping, report=lambda run: _told(job, run))
+        with self._lock:
+            self._runs[job.id] = run
+        try:
+            finished = run.run()
+            left = run.publisher.drain(self._stopping.is_set)
+            _told(job, run)
+        finally:
+            run.close()
+            producer.close(0 if run.publisher.in_flight else 1)
+            with self._lock:
+                self._runs.pop(job.id, None)
+        if finished and not left:
+            self._finish(job, "done", "")
+        else:
+            job.state = "queued"  # by a stop: the next start takes it up
+
+    def _finish(self, job: Job, state: str, reason: str) -> None:
+        job.state, job.reason, job.finished_ns = state, reason, time.time_ns()
+        self._log.log(
+            logging.INFO if state == "done" else logging.ERROR,
+            f"upload {state}",
+            extra={"upload": job.id, "file_name": job.filename, "rows": job.rows_acked, "reason": reason},
+        )
+        self._write(job)
+        self._file(job).unlink(missing_ok=True)
+
+    def _take_up(self) -> None:
+        """Jobs of an earlier run: unfinished ones are queued again, bytes that never came in whole are removed."""
+        for path in self.directory.glob("*.part"):
+            path.unlink(missing_ok=True)
+        for path in sorted(self.directory.glob("*.json")):
+            try:
+                job = Job(**json.loads(path.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError):
+                continue
+            self._jobs[job.id] = job
+            if job.state in ("queued", "running"):
+                job.state = "queued"
+                self.totals.lanes += 1
+                self._queue.put(job)
+
+    def _write(self, job: Job) -> None:
+        part = self.directory / f"{job.id}.json.new"
+        part.write_text(json.dumps(asdict(job)), encoding="utf-8")
+        os.replace(part, self.directory / f"{job.id}.json")
+
+    def _file(self, job: Job) -> Path:
+        return self.directory / f"{job.id}.csv"
+
+    def _forget_old(self) -> None:
+        finished = [job for job in self._jobs.values() if job.state in ("done", "failed")]
+        for job in sorted(finished, key=lambda job: job.finished_ns)[: max(0, len(finished) - JOBS_KEPT)]:
+            del self._jobs[job.id]
+            (self.directory / f"{job.id}.json").unlink(missing_ok=True)
+
+
+def _told(job: Job, run: Run) -> None:
+    job.rows_published = run.publisher.rows_published
+    job.rows_acked = run.publisher.rows_acked
+    job.rejected = dict(run.rejected)
+
+
+def _iso(time_ns: int) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(time_ns / 1e9, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
