@@ -76,6 +76,14 @@ lint: $(STAMP)  ## ruff, import rules, types
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+lint-deploy: $(STAMP)  ## checkov over the rendered manifests, in an environment of its own
+	@[ -x build/checkov/bin/checkov ] || { $(PYTHON) -m venv build/checkov && \
+		build/checkov/bin/pip install --disable-pip-version-check --quiet 'checkov~=3.3'; }
+	mkdir -p build/rendered
+	for o in dev staging prod; do $(BIN)/kubectl kustomize deploy/kustomize/overlays/$$o > build/rendered/$$o.yaml; done
+	build/checkov/bin/checkov --config-file deploy/kustomize/checkov.yaml --directory build/rendered
+	build/checkov/bin/checkov --config-file deploy/kustomize/checkov.yaml --file deploy/docker/Dockerfile
+
 ##@ Measuring and documents
 
 bench: $(STAMP)  ## every benchmark; results in loadtest/results/ and docs/performance.md
@@ -86,8 +94,12 @@ bench: $(STAMP)  ## every benchmark; results in loadtest/results/ and docs/perfo
 openapi: $(STAMP)  ## write docs/openapi.json from the API's code
 	$(BIN)/python -m api.openapi > docs/openapi.json
 
+lock: $(STAMP)  ## write the image's hash-pinned requirements from setup.cfg
+	$(BIN)/python deploy/docker/lock.py
+
 docs: $(STAMP)  ## write the pages that are made from code and results
 	$(BIN)/python -m telemetry.metrics_page > docs/metrics.md
+	$(BIN)/python deploy/prometheus/make_rules.py
 	$(BIN)/python -m loadtest.bench.report
 
 clean:  ## remove caches and build results; data and .venv stay
@@ -95,4 +107,4 @@ clean:  ## remove caches and build results; data and .venv stay
 	rm -f .coverage .coverage.*
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -print0 | xargs -0 rm -rf
 
-.PHONY: help setup run services stop test test-unit test-integration test-e2e simulate chaos coverage lint bench openapi docs clean
+.PHONY: help setup run services stop test test-unit test-integration test-e2e simulate chaos coverage lint lint-deploy lock bench openapi docs clean

@@ -42,7 +42,13 @@ def panel(kind: str, title: str, source: dict[str, str], targets: Sequence[Any],
 
 
 def prom(expression: str, legend: str = "", *, instant: bool = False) -> dict[str, Any]:
-    return {"datasource": PROMETHEUS, "expr": expression, "legendFormat": legend, "instant": instant, "range": not instant}
+    return {
+        "datasource": PROMETHEUS,
+        "expr": expression,
+        "legendFormat": legend,
+        "instant": instant,
+        "range": not instant,
+    }
 
 
 def sql(text: str, *, table: bool = False) -> dict[str, Any]:
@@ -54,14 +60,34 @@ def sql(text: str, *, table: bool = False) -> dict[str, Any]:
 
 
 def lines(title: str, source: dict[str, str], *targets: Any, **kwargs: Any) -> Panel:
-    options = {"legend": {"displayMode": "table", "placement": "bottom", "calcs": ["lastNotNull", "max"]}, "tooltip": {"mode": "multi", "sort": "desc"}}
+    options = {
+        "legend": {"displayMode": "table", "placement": "bottom", "calcs": ["lastNotNull", "max"]},
+        "tooltip": {"mode": "multi", "sort": "desc"},
+    }
     # Without a value there is a gap: nothing is drawn on (spanNulls false).
-    return panel("timeseries", title, source, targets, options=options, custom={"lineWidth": 1, "fillOpacity": 8, "spanNulls": False}, **kwargs)
+    return panel(
+        "timeseries",
+        title,
+        source,
+        targets,
+        options=options,
+        custom={"lineWidth": 1, "fillOpacity": 8, "spanNulls": False},
+        **kwargs,
+    )
 
 
 def number(title: str, source: dict[str, str], target: Any, **kwargs: Any) -> Panel:
     options = {"reduceOptions": {"calcs": ["lastNotNull"], "values": False}, "colorMode": "value", "graphMode": "area"}
-    return panel("stat", title, source, [target], width=kwargs.pop("width", 4), height=kwargs.pop("height", 4), options=options, **kwargs)
+    return panel(
+        "stat",
+        title,
+        source,
+        [target],
+        width=kwargs.pop("width", 4),
+        height=kwargs.pop("height", 4),
+        options=options,
+        **kwargs,
+    )
 
 
 def table(title: str, source: dict[str, str], target: Any, **kwargs: Any) -> Panel:
@@ -76,7 +102,9 @@ def source_variable(name: str, kind: str) -> dict[str, Any]:
     return {"name": name, "label": name.capitalize(), "type": "datasource", "query": kind, "current": {}, "hide": 0}
 
 
-def dashboard(uid: str, title: str, description: str, variables: Sequence[Any], panels: Sequence[Panel], *, since: str) -> dict[str, Any]:
+def dashboard(
+    uid: str, title: str, description: str, variables: Sequence[Any], panels: Sequence[Panel], *, since: str
+) -> dict[str, Any]:
     """Panels flow from left to right and wrap, as words do."""
     x = y = tall = 0
     placed = []
@@ -172,7 +200,9 @@ RECENT = "ts > now64(3) - INTERVAL 1 MINUTE"
 def over_time(value: str, metric: str, *, by: str = "") -> dict[str, Any]:
     """A metric of the chosen hosts over time; ``by``: a column of the newest labels."""
     if not by:
-        return sql(f"SELECT $__timeInterval(ts) AS time, {value} FROM samples WHERE $__timeFilter(ts) AND metric = '{metric}' AND {ON_HOSTS} GROUP BY time ORDER BY time")
+        return sql(
+            f"SELECT $__timeInterval(ts) AS time, {value} FROM samples WHERE $__timeFilter(ts) AND metric = '{metric}' AND {ON_HOSTS} GROUP BY time ORDER BY time"
+        )
     return sql(f"SELECT $__timeInterval(ts) AS time, {by} AS label, {value} FROM samples INNER JOIN {NEWEST} AS d USING gpu "
                f"WHERE $__timeFilter(ts) AND metric = '{metric}' AND hostname IN (${{host:singlequote}}) GROUP BY time, label ORDER BY time")  # fmt: skip
 

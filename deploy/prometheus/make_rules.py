@@ -1,4 +1,4 @@
-"""Writes what is made of the rules: ``gpu.rules.yaml`` from the API's alert rules, and both as PrometheusRule resources.
+"""Writes what is made of the rules: ``gpu.rules.yaml`` from the API's alert rules, and PrometheusRule resources.
 
 ``python deploy/prometheus/make_rules.py [--check]``; ``make docs`` calls it. A test holds the files equal to this.
 """
@@ -45,7 +45,7 @@ def main() -> int:
     stale = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv:
         for path in stale:
-            print(f"{path.name} is stale: run make docs", file=sys.stderr)
+            sys.stderr.write(f"{path.name} is stale: run make docs\n")
         return 1 if stale else 0
     for path in stale:
         path.write_text(files[path])

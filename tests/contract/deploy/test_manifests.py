@@ -1,0 +1,189 @@
+"""The manifests: they build, are valid, keep what the platform demands, and name what the code knows."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+
+from tests.helpers.kustomize import (
+    BIN,
+    COMPONENTS,
+    KUSTOMIZE,
+    OVERLAYS,
+    ROOT,
+    help_of,
+    our_containers,
+    overlay,
+    pods,
+    variables_of,
+    with_component,
+)
+
+CUSTOM = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "ScaledObject"}
+SHARED = {"LOG_LEVEL", "LOG_FORMAT", "ZMQBROKER_URL", "ZMQBROKER_HTTP_URL", "CLICKHOUSE_URL", "CLICKHOUSE_USER",
+          "CLICKHOUSE_DATABASE"}  # fmt: skip
+
+
+def validate(documents: list[dict[str, Any]]) -> None:
+    for document in documents:
+        if document["kind"] in CUSTOM:
+            validate_custom(document)
+        else:
+            kubernetes_validate.validate(document, "1.37", strict=True)
+
+
+def validate_custom(document: dict[str, Any]) -> None:
+    """The fields of the CRDs that these manifests use; their controllers' own schemas are on no registry."""
+    kind, spec = document["kind"], document["spec"]
+    if kind in ("ServiceMonitor", "PodMonitor"):
+        endpoints = spec["endpoints" if kind == "ServiceMonitor" else "podMetricsEndpoints"]
+        assert spec["selector"]["matchLabels"]
+        for endpoint in endpoints:
+            assert set(endpoint) <= {"port", "path", "interval", "scrapeTimeout", "honorLabels"}
+            assert re.fullmatch(r"\d+s", endpoint["interval"])
+    elif kind == "PrometheusRule":
+        for group in spec["groups"]:
+            assert set(group) <= {"name", "interval", "rules"}
+            for rule in group["rules"]:
+                assert set(rule) <= {"alert", "record", "expr", "for", "labels", "annotations"}
+                assert ("alert" in rule) != ("record" in rule)
+    else:
+        fields = "scaleTargetRef minReplicaCount maxReplicaCount pollingInterval cooldownPeriod triggers"
+        assert set(spec) <= set(fields.split())
+        for trigger in spec["triggers"]:
+            assert trigger["type"] == "prometheus"
+            assert {"serverAddress", "query", "threshold"} <= set(trigger["metadata"])
+            assert all(isinstance(value, str) for value in trigger["metadata"].values())
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_every_overlay_builds_and_is_valid(name: str) -> None:
+    documents = overlay(name)
+    validate(documents)
+    assert {"StatefulSet", "Deployment", "Job", "Service", "Namespace"} <= {d["kind"] for d in documents}
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_every_component_builds_on_the_base_and_is_valid(component: str) -> None:
+    import tempfile
+
+    # Inside the tree: kustomize refuses bases that it reaches through a temporary folder's absolute path.
+    with tempfile.TemporaryDirectory(dir=KUSTOMIZE) as directory:
+        validate(with_component(Path(directory), component))
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_every_pod_keeps_the_restricted_profile(name: str) -> None:
+    for workload, pod in pods(overlay(name)):
+        assert pod["automountServiceAccountToken"] is False, workload
+        assert pod["enableServiceLinks"] is False, workload
+        assert pod["securityContext"]["runAsNonRoot"] is True, workload
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, workload
+        for container in pod["containers"]:
+            security = container["securityContext"]
+            assert security["allowPrivilegeEscalation"] is False, workload
+            assert security["readOnlyRootFilesystem"] is True, workload
+            assert security["capabilities"] == {"drop": ["ALL"]}, workload
+            assert container["resources"]["requests"], workload
+            assert "memory" in container["resources"]["limits"], workload
+        if not workload.startswith("DaemonSet"):
+            assert not any("hostPath" in volume for volume in pod.get("volumes", [])), workload
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_commands_options_and_variables_are_those_of_the_code(name: str) -> None:
+    """A renamed flag or variable fails here, not in a cluster."""
+    for workload, container, environment in our_containers(overlay(name)):
+        command = [*container["command"]]
+        text = help_of(*command)
+        for argument in container.get("args", []):
+            if argument.startswith("--"):
+                assert re.search(rf"{re.escape(argument)}\b", text), f"{workload}: {argument} is no option of {command}"
+        known = variables_of(*command)
+        prefix = {"zmqbroker": "BROKER_", "telemetry-streamer": "STREAMER_", "telemetry-collector": "COLLECTOR_",
+                  "telemetry-clickhouse": "STORE_", "telemetry-api": "API_"}[command[0]]  # fmt: skip
+        for variable in environment:
+            if variable.startswith(prefix):
+                assert variable in known, f"{workload}: {variable} is no variable of {' '.join(command)}"
+            else:
+                assert variable in SHARED or variable == "NODE_IP", f"{workload}: {variable} is nobody's"
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_ports_and_probes_are_those_that_the_process_serves(name: str) -> None:
+    for workload, container, environment in our_containers(overlay(name)):
+        if workload.startswith("Job/"):
+            continue
+        [http] = [value for variable, value in environment.items() if variable.endswith("_HTTP")]
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        assert ports["http"] == int(http.rpartition(":")[2]), workload
+        assert container["livenessProbe"]["httpGet"]["path"] == "/healthz", workload
+        assert container["readinessProbe"]["httpGet"]["path"] == "/readyz", workload
+        for variable in ("BROKER_BIND", "BROKER_ADMIN_BIND"):
+            if variable in environment:
+                assert int(environment[variable].rpartition(":")[2]) in ports.values(), workload
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_a_pod_may_drain_longer_than_its_process_takes(name: str) -> None:
+    for workload, pod in pods(overlay(name)):
+        for container in pod["containers"]:
+            for variable in container.get("env", []):
+                if variable["name"].endswith("_DRAIN_TIMEOUT"):
+                    assert pod["terminationGracePeriodSeconds"] > int(variable["value"].removesuffix("s")), workload
+
+
+def test_every_service_finds_pods_with_the_port_that_it_names() -> None:
+    for name in OVERLAYS:
+        documents = overlay(name)
+        workloads = [
+            (d["metadata"].get("namespace"), d["spec"]["template"]["metadata"]["labels"], d["spec"]["template"]["spec"])
+            for d in documents
+            if d["kind"] in ("Deployment", "StatefulSet")
+        ]
+        for service in (d for d in documents if d["kind"] == "Service"):
+            wanted = service["spec"]["selector"].items()
+            matching = [
+                pod for space, labels, pod in workloads
+                if space == service["metadata"].get("namespace") and wanted <= labels.items()
+            ]  # fmt: skip
+            assert matching, f"{name}: service {service['metadata']['name']} selects nothing"
+            for port in service["spec"]["ports"]:
+                for pod in matching:
+                    names = {p["name"] for c in pod["containers"] for p in c["ports"]}
+                    assert port["targetPort"] in names
+
+
+def test_the_policies_let_through_what_the_configuration_names() -> None:
+    """The staging overlay denies by default: each address in the config map must have its rule."""
+    documents = overlay("staging")
+    policies = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "NetworkPolicy"}
+    for client, server, port in (
+        ("collector", "broker", 5555), ("api", "broker", 5555), ("api", "broker", 9090), ("streamer", "broker", 5555),
+        ("collector", "store", 8123), ("rollup", "store", 8123), ("api", "store", 8123), ("migrations", "store", 8123),
+    ):  # fmt: skip
+        out = [p["port"] for rule in policies[client]["egress"] for p in rule["ports"]]
+        into = [p["port"] for rule in policies[server]["ingress"] for p in rule["ports"]]
+        assert port in out, f"{client} may not reach {server}:{port}"
+        assert port in into, f"{server} may not be reached by {client} on {port}"
+
+
+def test_prod_runs_no_image_by_a_tag_and_no_password_from_the_repository() -> None:
+    documents = overlay("prod")
+    for workload, pod in pods(documents):
+        for container in pod["containers"]:
+            assert "@sha256:" in container["image"], workload
+    assert not [d for d in documents if d["kind"] == "Secret"]
+
+
+def test_yaml_is_tidy() -> None:
+    done = subprocess.run(
+        [BIN / "yamllint", "--strict", "-c", ROOT / "deploy" / "yamllint.yaml", ROOT / "deploy"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
