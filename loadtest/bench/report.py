@@ -31,14 +31,7 @@ def sections(results: Iterable[dict[str, Any]]) -> Iterator[str]:
         machine = result["machine"]
         yield f"### {result['bench']}"
         yield ""
-        yield "| metric | value | baseline | its value | ratio |"
-        yield "| --- | ---: | --- | ---: | ---: |"
-        for figure in result["figures"]:
-            beside = _number(figure["baseline_value"]), _number(figure["ratio"])
-            yield (
-                f"| `{figure['metric']}` | {_number(figure['value'])} {figure['unit']} "
-                f"| {figure['baseline'] or ''} | {beside[0]} | {beside[1]} |"
-            )
+        yield from _table(result["figures"])
         yield ""
         yield (
             f"{result['taken'][:10]}, median of {result['runs']}; {machine['cores']} cores, "
@@ -47,6 +40,18 @@ def sections(results: Iterable[dict[str, Any]]) -> Iterator[str]:
             f"the disk writes {machine['disk_write_mb_per_s']} MB/s; load before the run: {machine['load_before']}."
         )
         yield ""
+
+
+def _table(figures: list[dict[str, Any]]) -> Iterator[str]:
+    """Figures with their baselines; without those columns where no figure has one."""
+    if all(figure["baseline_value"] is None for figure in figures):
+        yield from ("| metric | value |", "| --- | ---: |")
+        yield from (f"| `{figure['metric']}` | {_number(figure['value'])} {figure['unit']} |" for figure in figures)
+        return
+    yield from ("| metric | value | baseline | its value | ratio |", "| --- | ---: | --- | ---: | ---: |")
+    for figure in figures:
+        beside = f"{figure['baseline'] or ''} | {_number(figure['baseline_value'])} | {_number(figure['ratio'])}"
+        yield f"| `{figure['metric']}` | {_number(figure['value'])} {figure['unit']} | {beside} |"
 
 
 def _number(value: float | None) -> str:
