@@ -6,11 +6,11 @@ import random
 import time
 from typing import NamedTuple
 
-from tests.chaos.pipeline import Pipeline, Program
+from tests.chaos.pipeline import Pipeline
 
 
 class Fault(NamedTuple):
-    """``kind``: kill, restart (SIGTERM), pause (SIGSTOP). ``seconds``: how long it stays down."""
+    """``kind``: kill, restart (SIGTERM), pause (SIGSTOP), fill (its disk). ``seconds``: how long it stays so."""
 
     kind: str
     whom: str
@@ -22,8 +22,10 @@ class Fault(NamedTuple):
         return f"{self.kind} {self.whom} for {self.seconds:.2f} s, then {self.then_s:.2f} s of quiet"
 
 
-def draw(rng: random.Random, names: list[str]) -> Fault:
-    """One fault; kills are most, and now and then one comes right after another."""
+def draw(rng: random.Random, names: list[str], disks: list[str]) -> Fault:
+    """One fault; kills are most, and now and then one comes right after another. ``disks``: whose can be filled."""
+    if disks and rng.random() < 0.1:
+        return Fault("fill", rng.choice(disks), rng.choice((1.0, 3.0)), 1.0)
     kind = rng.choices(("kill", "pause", "restart"), (6, 3, 1))[0]
     seconds = rng.choice((0.0, 0.2, 1.0)) if kind != "pause" else rng.choice((0.3, 1.5, 4.0))
     return Fault(kind, rng.choice(names), seconds, rng.choice((0.0, 0.3, 1.0, 2.0)))
@@ -43,6 +45,10 @@ def strike(pipeline: Pipeline, fault: Fault) -> None:
             program.pause()
             time.sleep(fault.seconds)
             program.go_on()
+        case "fill":
+            pipeline.disks[fault.whom].fill()
+            time.sleep(fault.seconds)
+            pipeline.disks[fault.whom].empty()
         case "restart":
             began = program.said_anything
             code = program.terminate()
@@ -58,7 +64,3 @@ def revive(pipeline: Pipeline) -> None:
     for program in pipeline.programs:
         if not program.running and program is not pipeline.feeder:
             raise AssertionError(f"{program.name} ended by itself:\n{program.tail()}")
-
-
-def by_name(pipeline: Pipeline, name: str) -> Program:
-    return next(program for program in pipeline.programs if program.name == name)

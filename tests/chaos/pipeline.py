@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clickhouse.client import StoreAddress, StorePool
+from tests.chaos.disk import SmallDisk
 from tests.helpers.processes import ROOT, free_port, get_json
 from tests.helpers.waiting import eventually
 
@@ -107,6 +108,7 @@ class Pipeline:
         collectors: int = 2,
         rate: float = 100_000,
         endless: bool = False,
+        small_disks: bool = False,
         broker_options: Sequence[str] = (),
         collector_options: Sequence[str] = (),
     ) -> None:
@@ -116,15 +118,19 @@ class Pipeline:
         self.journal = directory / "feeder.journal"
         self.enough = directory / "enough"
         """Where ``endless``: the feeder goes on until this file exists."""
+        self.disks: dict[str, SmallDisk] = {}
+        if small_disks:
+            made = {name: SmallDisk(directory / name, size) for name, size in (("broker", 512), ("store", 1024))}
+            self.disks = {name: disk for name, disk in made.items() if disk.mounted}
         store_port, broker_port, admin_port, self._http_port = (free_port() for _ in range(4))
         self.store_url = f"http://127.0.0.1:{store_port}"
         self.broker_url = f"tcp://127.0.0.1:{broker_port}"
         self.store = self._program(
-            "store", "clickhouse.cli", "serve", "--migrate", "--data-dir", f"{directory}/store",
+            "store", "clickhouse.cli", "serve", "--migrate", "--data-dir", f"{directory}/store/data",
             "--http", f"127.0.0.1:{store_port}",
         )  # fmt: skip
         self.broker = self._program(
-            "broker", "zmqbroker.cli", "serve", "--data-dir", f"{directory}/broker", "--bind", self.broker_url,
+            "broker", "zmqbroker.cli", "serve", "--data-dir", f"{directory}/broker/data", "--bind", self.broker_url,
             "--admin-bind", f"tcp://127.0.0.1:{admin_port}", "--http", f"127.0.0.1:{self._http_port}", *broker_options,
         )  # fmt: skip
         self.collectors = [
@@ -196,3 +202,5 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         for program in self.programs:
             program.kill()
+        for disk in self.disks.values():
+            disk.remove()

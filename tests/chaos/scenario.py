@@ -38,12 +38,12 @@ def at_random(
 ) -> Findings:  # fmt: skip
     """``faults`` faults drawn from ``seed``; the feeder goes on until the rows are in and the faults are over."""
     rng = random.Random(seed)
-    with Pipeline(directory, rows=rows, rate=rate, collectors=collectors, endless=True) as pipeline:
+    with Pipeline(directory, rows=rows, rate=rate, collectors=collectors, endless=True, small_disks=True) as pipeline:
         names = [program.name for program in pipeline.programs]
         pipeline.start()
         _until_acked(pipeline, 1, calm_s)
         for number in range(1, faults + 1):
-            fault = draw(rng, names)
+            fault = draw(rng, names, list(pipeline.disks))
             say(f"[{number}/{faults}] {fault}")
             strike(pipeline, fault)
         pipeline.enough.touch()
