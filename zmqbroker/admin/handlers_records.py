@@ -47,13 +47,16 @@ def read_page(
     found: list[dict[str, Any]] = []
     after = {str(p): starts[p] for p in chosen}
     room = PEEK_BYTES_MAX
-    share = max(1, -(-count // len(chosen)))
-    for p in chosen:
-        wanted = min(share, count - len(found))
-        at = starts[p]
+    left = list(chosen)
+    while left and room > 0 and len(found) < count:
+        # In turn, each its share of what is still wanted.
+        p = left.pop(0)
+        at = after[str(p)]
+        wanted = -(-(count - len(found)) // (len(left) + 1))
+        step = wanted
         while wanted > 0 and at < ends[p] and room > 0:
             # A record at least, so that one of any size can be looked at.
-            cut = log.cut(p, at, min(ends[p], at + wanted), 1 << 62, room)
+            cut = log.cut(p, at, min(ends[p], at + step), 1 << 62, room)
             chunk = log.read(p, at, cut.last)
             begin = 0
             for record in chunk.records:
@@ -72,9 +75,13 @@ def read_page(
                 )
                 begin += size
             wanted -= len(chunk.records)
+            # A gap may be wide.
+            step = wanted if len(chunk.records) else step * 4
             room -= len(chunk.body)
             at = cut.last + 1
         after[str(p)] = at
+        if at < ends[p]:
+            left.append(p)
     return {"topic": topic, "records": found, "next": after, "ends": {str(p): ends[p] for p in chosen}}
 
 
