@@ -103,7 +103,7 @@ def _unix_ms(text: str, up: bool) -> int | None:
 
 def format_ms(ms: int) -> str:
     """RFC 3339 in UTC with milliseconds."""
-    return f"{np.datetime64(int(ms), 'ms')}Z"
+    return f"{(EPOCH + timedelta(milliseconds=int(ms))).isoformat(timespec='milliseconds')[:-6]}Z"
 
 
 def format_many(ms: np.ndarray) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, Final
 
+import numpy as np
 from flask import Response, jsonify
 from flask.views import MethodView
 from flask_smorest import Blueprint
@@ -14,7 +16,7 @@ from api.errors import Problem
 from api.params import SeriesParameters
 from api.resources.telemetry import metric_names
 from api.schemas import SeriesSchema
-from api.times import format_ms
+from api.times import format_many, format_ms
 from clickhouse.queries import series as questions
 from clickhouse.queries.samples import Filter
 from clickhouse.queries.series import Point
@@ -112,34 +114,39 @@ def answer(wanted: Filter, query: dict[str, Any]) -> tuple[int, str, list[Point]
                 400,
                 f"{steps} points a series are more than {POINTS_MAX}: a step of {least}s or more fits this range",
             )
-    elif query["resolution"] in ("auto", "raw") and query["agg"] in ("avg", "last", "min", "max"):
-        # Single samples say the same under each of these, and more.
-        found = questions.counts(store, wanted, limits)
-        if max((n for n, _, _ in found.values()), default=0) <= query["max_points"]:
-            return (
-                0,
-                "raw",
-                questions.single(store, wanted, limit=query["max_points"] * len(wanted.metrics), settings=limits),
-            )
+    asked = step_ms is not None
     if step_ms is None:
         step_ms = chosen_step_ms(range_ms, query["max_points"])
         if _before_raw(wanted):
             # Raw rows of that time are gone: a minute is the finest there is.
             step_ms = max(step_ms, 60_000)
     resolution = chosen_resolution(step_ms, query["agg"], query["resolution"])
-    if resolution != "raw":
-        points = questions.rolled(
-            store, wanted, step_ms=step_ms, agg=query["agg"], resolution=resolution, settings=limits
-        )
+    options = {"step_ms": step_ms, "agg": query["agg"], "settings": limits}
+    if resolution == "raw":
+        points = questions.stepped(store, wanted, **options)
+    else:
+        points = questions.rolled(store, wanted, resolution=resolution, **options)
+    if asked or query["agg"] not in ("avg", "last", "min", "max") or query["resolution"] not in ("auto", "raw"):
         return step_ms, resolution, points
-    return step_ms, "raw", questions.stepped(store, wanted, step_ms=step_ms, agg=query["agg"], settings=limits)
+    samples = Counter[str]()
+    for point in points:
+        samples[point.metric] += point.samples
+    if max(samples.values(), default=0) > query["max_points"] or (_before_raw(wanted) and points):
+        return step_ms, resolution, points
+    # So few that each can be shown: single samples say the same under each of these aggregates, and more.
+    limit = query["max_points"] * len(wanted.metrics)
+    return 0, "raw", questions.single(store, wanted, limit=limit, settings=limits)
 
 
 def _series(name: str, points: list[Point]) -> dict[str, Any]:
     metric = CATALOGUE.get(name)
+    times = format_many(np.array([point.ts_ms for point in points], dtype=np.int64))
     return {
         "metric_name": name,
         "unit": metric.unit if metric else "",
         "kind": metric.kind if metric else "gauge",
-        "points": [{"timestamp": format_ms(p.ts_ms), "value": p.value, "min": p.low, "max": p.high} for p in points],
+        "points": [
+            {"timestamp": timestamp, "value": point.value, "min": point.low, "max": point.high}
+            for timestamp, point in zip(times, points, strict=True)
+        ],
     }

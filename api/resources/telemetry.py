@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+import numpy as np
 from flask import Response, jsonify
 from flask.views import MethodView
 from flask_smorest import Blueprint
@@ -14,7 +15,7 @@ from api.described import described
 from api.directory import Directory
 from api.params import FleetTelemetryParameters, TelemetryParameters
 from api.schemas import GpuTelemetrySchema, TelemetrySchema
-from api.times import format_ms
+from api.times import format_many
 from clickhouse.queries import samples
 from clickhouse.queries.inventory import UNKNOWN
 from clickhouse.queries.samples import Cursor, Filter, Sample
@@ -45,13 +46,12 @@ def page_of(wanted: Filter, query: dict[str, Any], document: Any, **head: Any) -
         rows = samples.page_after(store, wanted, before, order=order, limit=size + 1, settings=limits)
     else:
         offset = (query["page"] - 1) * size
-        rows = samples.page(store, wanted, order=order, limit=size + 1, offset=offset, settings=limits)
+        rows, total = samples.page(store, wanted, order=order, limit=size + 1, offset=offset, settings=limits)
     more = len(rows) > size
     rows = rows[:size]
     next_cursor = _next_cursor(rows, before, order) if more else None
     body["telemetry"] = document(rows)
     if before is None:
-        total = offset + len(rows) if rows and not more else samples.count(store, wanted, limits)
         body |= {"total": total, "page": query["page"], "page_size": size, "next_cursor": next_cursor}
         response = jsonify(body)
         paging.describe_page(response, total=total, page=query["page"], page_size=size)
@@ -71,10 +71,11 @@ def documents(directory: Directory, rows: Sequence[Sample], *, with_gpu: bool) -
     """Samples as the API tells them."""
     labels = directory.labels((row.gpu, row.labels) for row in rows)
     found = []
-    for row in rows:
+    times = format_many(np.array([row.ts_ms for row in rows], dtype=np.int64))
+    for row, timestamp in zip(rows, times, strict=True):
         about = labels.get(row.labels, UNKNOWN)
         document = {
-            "timestamp": format_ms(row.ts_ms),
+            "timestamp": timestamp,
             "metric_name": row.metric,
             "value": row.value,
             "device": about.device,

@@ -104,11 +104,19 @@ def bounds(store: Reader, wanted: Filter, settings: Any = None) -> tuple[int, in
 
 def page(
     store: Reader, wanted: Filter, *, order: str, limit: int, offset: int = 0, settings: Any = None
-) -> list[Sample]:
-    """``limit`` samples after ``offset`` of them, in time order (``asc`` or ``desc``)."""
+) -> tuple[list[Sample], int]:
+    """``limit`` samples after ``offset`` of them, in time order (``asc`` or ``desc``), and how many there are in all.
+
+    One question for both: on the embedded engine a question costs several milliseconds before it reads anything.
+    """
     where, params = wanted.where()
-    sql = f"SELECT {_COLUMNS} FROM samples WHERE {where} ORDER BY {_ORDER[order]} LIMIT {limit:d} OFFSET {offset:d}"
-    return _samples(store.query(sql, params, settings))
+    sql = (
+        f"SELECT {_COLUMNS}, (SELECT count() FROM samples WHERE {where}) AS total FROM samples "
+        f"WHERE {where} ORDER BY {_ORDER[order]} LIMIT {limit:d} OFFSET {offset:d}"
+    )
+    rows = store.query(sql, params, settings)
+    total = int(rows[0][-1]) if rows else count(store, wanted, settings) if offset else 0
+    return _samples([row[:-1] for row in rows]), total
 
 
 def page_after(

@@ -29,16 +29,8 @@ class Point(NamedTuple):
     value: float
     low: float
     high: float
-
-
-def counts(store: Reader, wanted: Filter, settings: Any = None) -> dict[str, tuple[int, int, int]]:
-    """metric -> (samples, first, last time in ms) within the range."""
-    where, params = wanted.where()
-    sql = (
-        "SELECT metric, count(), toUnixTimestamp64Milli(min(ts)), toUnixTimestamp64Milli(max(ts)) "
-        f"FROM samples WHERE {where} GROUP BY metric"
-    )
-    return {str(m): (int(n), int(a), int(b)) for m, n, a, b in store.query(sql, params, settings)}
+    samples: int = 1
+    """How many samples it stands for."""
 
 
 def single(store: Reader, wanted: Filter, *, limit: int, settings: Any = None) -> list[Point]:
@@ -59,14 +51,14 @@ def stepped(store: Reader, wanted: Filter, *, step_ms: int, agg: str, settings: 
     if agg == "rate":
         # As Prometheus counts: a fall is a reset, after which the counter began again at 0.
         sql = (
-            "SELECT metric, t, sum(if(step_up < 0, value, step_up)) * 1000 / {step:Int64}, min(value), max(value) "
-            f"FROM (SELECT metric, {bucket} AS t, value, value - lagInFrame(value, 1, value) OVER "
+            "SELECT metric, t, sum(if(step_up < 0, value, step_up)) * 1000 / {step:Int64}, min(value), max(value), "
+            f"count() FROM (SELECT metric, {bucket} AS t, value, value - lagInFrame(value, 1, value) OVER "
             "(PARTITION BY metric ORDER BY ts ROWS BETWEEN 1 PRECEDING AND CURRENT ROW) AS step_up "
             f"FROM samples WHERE {where}) GROUP BY metric, t ORDER BY metric, t"
         )
     else:
         sql = (
-            f"SELECT metric, {bucket} AS t, {AGGREGATES[agg]}, min(value), max(value) "
+            f"SELECT metric, {bucket} AS t, {AGGREGATES[agg]}, min(value), max(value), count() "
             f"FROM samples WHERE {where} GROUP BY metric, t ORDER BY metric, t"
         )
     return _points(store.query(sql, params, settings))
@@ -86,12 +78,6 @@ ROLLED: Final = {
 """The aggregates that rollups can answer."""
 
 
-def rolled_up_to_ms(store: Reader) -> int:
-    """Every minute before this time is rolled up; 0 if none is."""
-    sql = "SELECT toUInt32(max(upto)) FROM rollup_progress WHERE name = 'minutes'"
-    return int(store.query(sql)[0][0]) * 1000
-
-
 def rolled(
     store: Reader, wanted: Filter, *, step_ms: int, agg: str, resolution: str, settings: Any = None
 ) -> list[Point]:
@@ -103,43 +89,28 @@ def rolled(
     assert wanted.start_ms is not None
     assert wanted.end_ms is not None
     begin = -(-wanted.start_ms // bucket_ms) * bucket_ms
-    end = min(wanted.end_ms + 1, rolled_up_to_ms(store)) // bucket_ms * bucket_ms
-    end = max(begin, end)
+    whole = max(begin, (wanted.end_ms + 1) // bucket_ms * bucket_ms)
     who, params = Filter(wanted.gpus, wanted.metrics).where()
-    params |= {"start": wanted.start_ms, "begin": begin, "end": end, "stop": wanted.end_ms, "step": step_ms}
+    params |= {"start": wanted.start_ms, "begin": begin, "whole": whole, "stop": wanted.end_ms, "step": step_ms}
+    params["bucket"] = bucket_ms
     sql = (
-        f"SELECT metric, intDiv(at, {{step:Int64}}) * {{step:Int64}} AS t, {ROLLED[agg]}, min(low), max(high) FROM ("
+        # Every minute before `upto` is rolled up; what a rollup is taken from ends there, on a whole bucket.
+        "WITH (SELECT toInt64(toUnixTimestamp(max(upto))) * 1000 FROM rollup_progress WHERE name = 'minutes') AS upto, "
+        "greatest({begin:Int64}, least({whole:Int64}, intDiv(upto, {bucket:Int64}) * {bucket:Int64})) AS edge "
+        f"SELECT metric, intDiv(at, {{step:Int64}}) * {{step:Int64}} AS t, {ROLLED[agg]}, min(low), max(high), sum(n) "
+        "FROM ("
         "SELECT metric, toInt64(toUnixTimestamp(bucket)) * 1000 AS at, low, high, total, count AS n, last AS newest "
         f"FROM {table} FINAL WHERE {who} AND bucket >= toDateTime(intDiv({{begin:Int64}}, 1000), 'UTC') "
-        "AND bucket < toDateTime(intDiv({end:Int64}, 1000), 'UTC') "
+        "AND bucket < toDateTime(intDiv(edge, 1000), 'UTC') "
         "UNION ALL "
         "SELECT metric, toUnixTimestamp64Milli(ts) AS at, value, value, value, toUInt64(1), value "
         f"FROM samples WHERE {who} AND ts >= fromUnixTimestamp64Milli({{start:Int64}}, 'UTC') "
         "AND ts <= fromUnixTimestamp64Milli({stop:Int64}, 'UTC') "
         "AND (ts < fromUnixTimestamp64Milli({begin:Int64}, 'UTC') "
-        "OR ts >= fromUnixTimestamp64Milli({end:Int64}, 'UTC'))) GROUP BY metric, t ORDER BY metric, t"
-    )
-    return _points(store.query(sql, params, settings))
-
-
-def largest_triangles(store: Reader, wanted: Filter, *, points: int, settings: Any = None) -> list[Point]:
-    """``points`` samples a metric that keep the curve's shape (LTTB), with the extremes of their share of the range.
-
-    Two passes over the same rows: the shape, and the extremes of as many equal parts of the range.
-    """
-    where, params = wanted.where()
-    share = max(1, ((wanted.end_ms or 0) - (wanted.start_ms or 0) + 1) // points)
-    params["share"] = share
-    sql = (
-        f"SELECT s.metric, s.t, s.v, e.low, e.high FROM (SELECT metric, toUnixTimestamp64Milli(p.1) AS t, p.2 AS v, "
-        "intDiv(t, {share:Int64}) AS part FROM (SELECT metric, "
-        f"lttb({points:d})(ts, value) AS curve FROM samples WHERE {where} GROUP BY metric) ARRAY JOIN curve AS p) AS s "
-        "LEFT JOIN (SELECT metric, intDiv(toUnixTimestamp64Milli(ts), {share:Int64}) AS part, min(value) AS low, "
-        f"max(value) AS high FROM samples WHERE {where} GROUP BY metric, part) AS e "
-        "ON s.metric = e.metric AND s.part = e.part ORDER BY s.metric, s.t"
+        "OR ts >= fromUnixTimestamp64Milli(edge, 'UTC'))) GROUP BY metric, t ORDER BY metric, t"
     )
     return _points(store.query(sql, params, settings))
 
 
 def _points(rows: list[tuple[Any, ...]]) -> list[Point]:
-    return [Point(str(m), int(t), float(v), float(low), float(high)) for m, t, v, low, high in rows]
+    return [Point(str(m), int(t), float(v), float(low), float(high), int(n)) for m, t, v, low, high, n in rows]

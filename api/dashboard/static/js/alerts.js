@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { catalogue } from "./catalogue.js";
-import { metricTitle, quantity, short } from "./format.js";
+import { duration, metricTitle, quantity, short } from "./format.js";
 
 const PAGE = 1000;
 export const SEVERITIES = ["critical", "warning", "info"];
@@ -46,6 +46,7 @@ export async function evidenceText({ metrics = [], values = {} }) {
     if (known.has(name)) return `${label} ${quantity(value, known.get(name).unit)}`;
     if (name === "metric") return `${label} ${metricTitle(String(value))}`;
     if (Array.isArray(value)) return `${label} ${runs(value)}`;
+    if (name.endsWith("_seconds")) return `${name.slice(0, -"_seconds".length).replaceAll("_", " ")} for ${duration(value)}`;
     if (typeof value !== "number") return `${label} ${typeof value === "object" ? JSON.stringify(value) : value}`;
     return `${label} ${["last", "min", "max", "mean", "median", "bits"].includes(name) ? quantity(value, unit) : short(value)}`;
   });

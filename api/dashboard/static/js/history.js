@@ -6,9 +6,8 @@ import { columns } from "./series.js";
 
 const NAMES_A_REQUEST = 50;
 
-/** How a metric is drawn: counters as their increase a second, energy as power; codes and bits have no mean. */
+/** How a metric is drawn: counters as their increase a second, energy as power. */
 export function drawing(metric) {
-  if (!isAmount(metric.unit)) return { agg: "max", unit: metric.unit, factor: 1 };
   if (metric.kind !== "counter") return { agg: "avg", unit: metric.unit, factor: 1 };
   if (metric.unit === "mJ") return { agg: "rate", unit: "W", factor: 1e-3 };
   return { agg: "rate", unit: metric.unit === "count" || !metric.unit ? "1/s" : `${metric.unit}/s`, factor: 1 };
@@ -41,12 +40,15 @@ export async function history(gpuId, metrics, { startMs, endMs }, { maxPoints, s
       const { unit, factor } = drawing(metric);
       const points = factor === 1 ? series.points : series.points.map((p) => ({ timestamp: p.timestamp, value: scaled(p.value, factor), min: scaled(p.min, factor), max: scaled(p.max, factor) }));
       // The extremes of a counter are its readings, not its rates.
-      const drawn = agg === "rate" ? wholeRates(points, body.step_seconds) : points;
+      const drawn = agg === "rate" ? wholeRates(points, body.step_seconds) : isAmount(metric.unit) ? points : highest(points);
       found.set(metric.name, { column: columns(drawn, body.step_seconds), unit, resolution: body.resolution, stepSeconds: body.step_seconds });
     }
   }));
   return found;
 }
+
+/** Codes and bits have no mean: of a step, its highest. */
+const highest = (points) => points.map((p) => ({ timestamp: p.timestamp, value: p.max ?? p.value }));
 
 /** Rates without their first step, which has nothing to rise from, and without a last one that is not over yet. */
 function wholeRates(points, stepSeconds) {

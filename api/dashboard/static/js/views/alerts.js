@@ -3,7 +3,7 @@
 import { askAlerts, byRule, evidenceText, firing, SEVERITIES } from "../alerts.js";
 import { answer, request } from "../api.js";
 import { fill, h, icon, notify } from "../dom.js";
-import { ago, count, dateTime, parseTime } from "../format.js";
+import { count, dateTime, duration, parseTime } from "../format.js";
 import { every } from "../live.js";
 import { panel } from "../panel.js";
 import { link, param, setParams } from "../state.js";
@@ -62,7 +62,7 @@ export function alertsView(main) {
         h("span", { class: `badge ${group.state === "firing" ? kind : ""}` }, icon(kind ? "alert" : "info"), group.severity), h("h2", {}, group.rule),
         many > 1 ? h("span", { class: "badge" }, `${count(many)} times`) : null, group.state === "silenced" ? h("span", { class: "badge" }, "silenced") : null),
       h("p", {}, group.summary, group.action ? [" ", h("strong", {}, "Do: "), group.action] : null),
-      h("div", { class: "table-wrap" }, h("table", { class: "table" }, h("caption", { class: "hidden" }, `${group.rule}: what it fires for`), h("thead", { class: "hidden" }, h("tr", {}, ["About", "Evidence", "Since", "Silence"].map((label) => h("th", { scope: "col" }, label)))), h("tbody", {}, rows))),
+      h("div", { class: "table-wrap" }, h("table", { class: "table" }, h("caption", { class: "hidden" }, `${group.rule}: what it fires for`), h("thead", { class: "hidden" }, h("tr", {}, ["About", "Evidence", "For how long", "Silence"].map((label) => h("th", { scope: "col" }, label)))), h("tbody", {}, rows))),
       many > SUBJECTS_SHOWN ? h("p", {}, `${count(many - SUBJECTS_SHOWN)} more; the CSV has all of them.`) : null);
   }
 
@@ -77,7 +77,7 @@ export function alertsView(main) {
     return h("tr", {},
       h("th", { scope: "row" }, h("span", { class: "row" }, about.length ? about : "the pipeline")),
       h("td", { class: "wrap" }, await evidenceText(alert.evidence ?? {})),
-      h("td", { title: dateTime(since, { zone: true }) }, `since ${ago(since)}`),
+      h("td", { title: dateTime(since, { zone: true }) }, `for ${duration((Date.now() - since) / 1000)}`),
       h("td", { class: "numeric" }, silenced ?? "", alert.silence
         ? h("button", { type: "button", class: "button", "aria-label": `End the silence of ${named}`, onclick: () => send(alert, "DELETE", null, `${alert.rule} may be heard again`) }, "End silence")
         : h("button", { type: "button", class: "button", "aria-label": `Silence ${named}`, onclick: () => silence(alert) }, "Silence")));

@@ -69,7 +69,7 @@ export function pipelineView(main) {
   const rejectTable = dataTable([
     { label: "Reason", value: (r) => r[0], cell: (r) => h("code", {}, r[0]) },
     { label: "Rows", value: (r) => r[1], numeric: true, cell: (r) => count(r[1]) },
-  ], { caption: "Rejected rows by reason", sort: 1, descending: true, empty: "No row was rejected" });
+  ], { caption: "Reasons of rejection, with rows", sort: 1, descending: true, empty: "No row was rejected" });
   const rejectPanel = panel({ title: "Rejected rows by reason", rows: () => rejectTable.rows() });
   rejectPanel.body.append(rejectTable.element);
   const all = [ratePanel, lagPanel, topicPanel, groupPanel, storePanel, rejectPanel];
