@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.conftest import ROOT
 from tests.helpers.fleet_stack import FleetStack, fleet_stack
@@ -27,7 +27,9 @@ FLAGS = [
 ]  # fmt: skip
 ARTIFACTS = ROOT / "artifacts" / "dashboard"
 AXE = ROOT / "tests" / "e2e" / "vendor" / "axe-core" / "axe.min.js"
-TIMEOUT_MS = 15_000
+TIMEOUT_MS = 20_000
+"""Of everything that is waited for: the machine may be busy, and what is right stays right."""
+expect.set_options(timeout=TIMEOUT_MS)
 
 
 @pytest.fixture(scope="session")
