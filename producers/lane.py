@@ -54,6 +54,7 @@ class LaneRun(Run):
         )
         self._replay: Columns | None = None
         self._repeats = 1
+        self._pass_due_ns = 0
         self._seq = task.start.seq
 
     def run(self) -> bool:
@@ -90,6 +91,10 @@ class LaneRun(Run):
         """When pass ``number`` begins (ns), after waiting for it; None if stopped meanwhile."""
         interval_ns = int(self.task.interval_s * 1e9)
         due_ns = self.task.began_ns + number * interval_ns
+        if interval_ns and not self.task.fixed_now:
+            # Live: periods that were missed (a slow broker, a start that took its time) are not made up for.
+            due_ns = max(self._pass_due_ns, self._clock_ns() - interval_ns) if self._pass_due_ns else self._clock_ns()
+            self._pass_due_ns = due_ns + interval_ns
         if not (self._wait_until(due_ns) if interval_ns else not self._should_stop()):
             return None
         if self.task.fixed_now:

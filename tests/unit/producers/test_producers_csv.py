@@ -217,6 +217,8 @@ def lines(draw):
     st.lists(st.one_of(lines(), st.just(ROW), st.binary(max_size=20).map(lambda b: b + b"\n")), min_size=1, max_size=6)
 )
 @example([b'"2025-07-18T20:42:34Z"x,M,0,"a"b"c",h,1,\n'])
+@example([b"2025-07-18T20:42:34Z,,,,\r,0.0,\n"])
+@example([ROW.rstrip(b"\n") + b"\r" + ROW])
 @example([b'2025-07-18T20:42:34Z,M,0,"a\n', b'b",h,1,\n', b"\r,\n"])
 def test_the_reader_agrees_with_pythons_csv_module_on_any_bytes(parts):
     data = b"".join(parts)
