@@ -60,8 +60,12 @@ class Link(threading.Thread):
     def end(self, timeout_s: float) -> None:
         """Stop after sending what is due. The conversation should have been told to close."""
         self._ending.set()
+        # The thread may end by itself as soon as it sees that; so the descriptor is closed here, after its last use.
         os.eventfd_write(self._wake_fd, 1)
         self.join(timeout_s)
+        if not self.is_alive():
+            self.asleep = False
+            os.close(self._wake_fd)
 
     def _open(self) -> zmq.Socket[Any]:
         socket = self._context.socket(zmq.DEALER)
@@ -118,7 +122,6 @@ class Link(threading.Thread):
         finally:
             # What was said last (BYE, acks) should get out, if anybody is there.
             socket.close(200)
-            os.close(self._wake_fd)
 
     def _poller(self, socket: zmq.Socket[Any]) -> zmq.Poller:
         poller = zmq.Poller()
