@@ -65,7 +65,7 @@ class ParquetByDayAndHost:
             checkpoint.pending.append(name)
 
     def finish(self, checkpoint: Checkpoint) -> None:
-        touched = set()
+        touched: set[Path] = set()
         for name in checkpoint.pending:
             source, target = self.root / _STAGING / name, self.root / name
             if source.exists():

@@ -39,10 +39,13 @@ from consumers.rejects import RejectBlock
 class Job(Protocol):
     """One block to be stored once."""
 
-    what: str
-    """Names the block within its range, in tokens and query ids."""
-    expected: Mapping[Address, int]
-    """Rows of each batch in the block."""
+    @property
+    def what(self) -> str:
+        """Names the block within its range, in tokens and query ids."""
+
+    @property
+    def expected(self) -> Mapping[Address, int]:
+        """Rows of each batch in the block."""
 
     def insert(self, session: StoreSession, part: Sequence[Address] | None, token: str, query_id: str) -> None: ...
 

@@ -7,6 +7,7 @@ table is partitioned by day. Rows keep the order of the log, so a range gives th
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -94,7 +95,8 @@ class DayBlock(NamedTuple):
         return np.concatenate(([0], np.flatnonzero(new) + 1))
 
 
-class Rejected(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Rejected:
     """The rows of a range that are not accepted: ``index`` into the delivery's rows and a reason code for each."""
 
     rows: Rows

@@ -47,8 +47,9 @@ class RejectBlock(NamedTuple):
         return self._take(np.isin(self.batch, chosen))
 
     def _take(self, mask: np.ndarray) -> RejectBlock:
-        rows, index, reason = self.rejected
-        return self._replace(rejected=Rejected(rows, index[mask], reason[mask]), batch=self.batch[mask])
+        whole = self.rejected
+        part = Rejected(whole.rows, whole.index[mask], whole.reason[mask])
+        return self._replace(rejected=part, batch=self.batch[mask])
 
     def row_in_batch(self) -> np.ndarray:
         """uint32 a row: its place in its batch."""

@@ -23,7 +23,7 @@ class Stats:
         self._counts: Counter[str] = Counter()
         self._rejected: Counter[str] = Counter()
         self._outcomes: Counter[str] = Counter()
-        self._step_s: Counter[str] = Counter()
+        self._step_s: dict[str, float] = {}
         self._inserts = 0
         self._insert_s = 0.0
         self._in_hand: dict[int, float] = {}
@@ -45,7 +45,7 @@ class Stats:
 
     def step(self, name: str, seconds: float) -> None:
         with self._lock:
-            self._step_s[name] += seconds
+            self._step_s[name] = self._step_s.get(name, 0.0) + seconds
 
     def inserted(self, seconds: float) -> None:
         with self._lock:

@@ -119,7 +119,7 @@ def open_session(address: StoreAddress, known: KnownLabels, *, rows_max: int) ->
 
 def reject_columns(block: RejectBlock) -> RejectColumns:
     """The rejected rows in words, still without an object a row: texts are codes into what the dictionaries say."""
-    rows, index, reason = block.rejected
+    rows, index, reason = block.rejected.rows, block.rejected.index, block.rejected.reason
     batch = block.batch
     used, device = np.unique(rows.device[index], return_inverse=True)
     all_devices = rows.devices()
