@@ -129,7 +129,9 @@ class FleetStack:
         return self
 
     def run(self, module: str, *args: str, name: str = "") -> RunningProcess:
-        process = RunningProcess(module, args, self.directory / "logs", name=name or f"{module.partition('.')[0]}-{len(self.processes)}")
+        process = RunningProcess(
+            module, args, self.directory / "logs", name=name or f"{module.partition('.')[0]}-{len(self.processes)}"
+        )
         self.processes.append(process)
         return process
 
@@ -171,7 +173,16 @@ class FleetStack:
         dictionary = self._dictionaries.encode(self.played.devices, self.played.metrics, key="fleet")
 
         def batch(session: int, seq: int) -> bytes:
-            return encode(session, seq, ts_ms[mask] * 1_000_000, device[mask], metric[mask], value[mask], dictionary, created_ns=time.time_ns())
+            return encode(
+                session,
+                seq,
+                ts_ms[mask] * 1_000_000,
+                device[mask],
+                metric[mask],
+                value[mask],
+                dictionary,
+                created_ns=time.time_ns(),
+            )
 
         receipt = self._producer.publish(batch, int(mask.sum()), timeout=10)
         assert receipt.wait(10), "the broker did not confirm"

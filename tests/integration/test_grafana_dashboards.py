@@ -63,7 +63,9 @@ def queries(path: Path, name: str) -> list[tuple[str, str]]:
 def test_the_json_is_what_the_generator_makes() -> None:
     made = make_dashboards()
     for name, found in made.dashboards().items():
-        assert (GRAFANA / "dashboards" / name).read_text() == made.text(found), f"{name}: run deploy/grafana/make_dashboards.py"
+        assert (GRAFANA / "dashboards" / name).read_text() == made.text(found), (
+            f"{name}: run deploy/grafana/make_dashboards.py"
+        )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -73,7 +75,9 @@ def test_panels_lie_side_by_side_with_ids_of_their_own(path: Path) -> None:
     taken: set[tuple[int, int]] = set()
     for panel in found:
         grid = panel["gridPos"]
-        cells = {(x, y) for x in range(grid["x"], grid["x"] + grid["w"]) for y in range(grid["y"], grid["y"] + grid["h"])}
+        cells = {
+            (x, y) for x in range(grid["x"], grid["x"] + grid["w"]) for y in range(grid["y"], grid["y"] + grid["h"])
+        }
         assert grid["x"] + grid["w"] <= 24
         assert not cells & taken, f"{panel['title']} lies over another panel"
         taken |= cells
@@ -163,9 +167,13 @@ def test_the_fleets_numbers_are_right(store: StorePool) -> None:
 
 
 def test_provisioning_names_the_sources_and_the_folder_that_the_deployment_mounts() -> None:
-    sources = yaml.safe_load((GRAFANA / "provisioning" / "datasources" / "gpu-telemetry.yaml").read_text())["datasources"]
+    sources = yaml.safe_load((GRAFANA / "provisioning" / "datasources" / "gpu-telemetry.yaml").read_text())[
+        "datasources"
+    ]
     assert {source["type"] for source in sources} == {"prometheus", "grafana-clickhouse-datasource"}
-    provider = yaml.safe_load((GRAFANA / "provisioning" / "dashboards" / "gpu-telemetry.yaml").read_text())["providers"][0]
+    provider = yaml.safe_load((GRAFANA / "provisioning" / "dashboards" / "gpu-telemetry.yaml").read_text())[
+        "providers"
+    ][0]
     compose = yaml.safe_load((ROOT / "deploy" / "docker" / "compose.yaml").read_text())
     mounted = {volume.split(":")[1] for volume in compose["services"]["grafana"]["volumes"]}
     assert provider["options"]["path"] in mounted

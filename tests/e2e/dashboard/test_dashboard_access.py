@@ -78,10 +78,14 @@ def test_everything_works_behind_a_path_prefix(context: BrowserContext, prefixed
     assert not watch.bad()
 
 
-def test_a_key_is_asked_for_once_and_remembered_for_the_tab(context: BrowserContext, stack: FleetStack, tmp_path: Path) -> None:
+def test_a_key_is_asked_for_once_and_remembered_for_the_tab(
+    context: BrowserContext, stack: FleetStack, tmp_path: Path
+) -> None:
     key, line = new_key("operator", "read")
     (tmp_path / "keys").write_text(line + "\n")
-    url = stack.start_api("--keys-file", str(tmp_path / "keys"), "--connect", stack.broker_url, "--broker-http", "http://127.0.0.1:9")
+    url = stack.start_api(
+        "--keys-file", str(tmp_path / "keys"), "--connect", stack.broker_url, "--broker-http", "http://127.0.0.1:9"
+    )
     page, watch = open_watched(context, f"{url}/#/fleet")
     watch.allowed.append("401")
     dialog = page.get_by_role("dialog")
@@ -113,18 +117,33 @@ def test_where_streams_are_blocked_the_page_polls(go: Any, page: Page, watch: Wa
 
 def test_an_api_that_lacks_an_endpoint_costs_one_panel_not_the_page(go: Any, page: Page, watch: Watch) -> None:
     watch.allowed.append("404")
-    missing = {"status": 404, "title": "Not Found", "detail": "nothing at /api/v1/alerts; /swagger/ shows what there is"}
+    missing = {
+        "status": 404,
+        "title": "Not Found",
+        "detail": "nothing at /api/v1/alerts; /swagger/ shows what there is",
+    }
     page.route("**/api/v1/alerts*", lambda route: route.fulfill(status=404, json=missing))
     go("#/fleet")
     expect(page.get_by_role("img", name=re.compile("Heatmap of"))).to_be_visible()
-    expect(page.locator(".panel", has=page.get_by_role("heading", name="Alerts")).locator(".state")).to_contain_text("this API does not offer it")
+    expect(page.locator(".panel", has=page.get_by_role("heading", name="Alerts")).locator(".state")).to_contain_text(
+        "this API does not offer it"
+    )
 
 
 def test_an_empty_fleet_says_what_to_do_and_a_broken_one_offers_to_try_again(go: Any, page: Page, watch: Watch) -> None:
     watch.allowed.append("500")
     zeros = dict.fromkeys(("gpus", "hosts", "reporting", "stale", "lost", "allocated", "active", "idle_allocated"), 0)
-    empty = {"metric_name": "DCGM_FI_DEV_GPU_UTIL", "unit": "%", "timestamp": "2026-01-01T00:00:00Z", "totals": zeros, "hosts": []}
-    answers = [{"status": 500, "json": {"title": "oops", "detail": "the store is away"}}, {"status": 200, "json": empty}]
+    empty = {
+        "metric_name": "DCGM_FI_DEV_GPU_UTIL",
+        "unit": "%",
+        "timestamp": "2026-01-01T00:00:00Z",
+        "totals": zeros,
+        "hosts": [],
+    }
+    answers = [
+        {"status": 500, "json": {"title": "oops", "detail": "the store is away"}},
+        {"status": 200, "json": empty},
+    ]
     page.route("**/api/v1/fleet*", lambda route: route.fulfill(**answers[0 if len(answers) > 1 else -1]))
     go("#/fleet")
     expect(page.locator("main .state.error").first).to_contain_text("the store is away")

@@ -76,7 +76,12 @@ def test_a_phone_scrolls_down_and_never_sideways(go: Any, stack: FleetStack, vie
         expect(link).to_be_in_viewport()
 
 
-@pytest.mark.parametrize("context", [{"viewport": {"width": 3840, "height": 2160}}, {"viewport": {"width": 320, "height": 640}}], indirect=True, ids=["wall", "zoomed"])
+@pytest.mark.parametrize(
+    "context",
+    [{"viewport": {"width": 3840, "height": 2160}}, {"viewport": {"width": 320, "height": 640}}],
+    indirect=True,
+    ids=["wall", "zoomed"],
+)
 def test_a_wall_is_filled_and_a_400_percent_zoom_still_works(go: Any) -> None:
     page = go("#/fleet")
     settled(page)
@@ -98,7 +103,9 @@ def test_every_view_is_reached_with_the_keyboard_alone(go: Any, stack: FleetStac
             page.keyboard.press("Tab")
             if page.evaluate(f"() => document.activeElement.matches({matches!r})"):
                 # What has the focus shows it.
-                assert page.evaluate("() => getComputedStyle(document.activeElement).outlineStyle") != "none", description
+                assert page.evaluate("() => getComputedStyle(document.activeElement).outlineStyle") != "none", (
+                    description
+                )
                 return
         raise AssertionError(f"no tab stop for {description}")
 

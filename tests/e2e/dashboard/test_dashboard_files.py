@@ -52,7 +52,9 @@ def test_every_import_names_a_file_that_is_there() -> None:
 def test_no_file_of_ours_names_another_origin_or_evaluates_text() -> None:
     for path in OWN:
         text = path.read_text().replace("http://www.w3.org/2000/svg", "")
-        assert not re.search(r"https?://|//cdn|\beval\(|new Function|innerHTML|insertAdjacentHTML|document\.write", text), path.name
+        assert not re.search(
+            r"https?://|//cdn|\beval\(|new Function|innerHTML|insertAdjacentHTML|document\.write", text
+        ), path.name
 
 
 def test_what_is_vendored_comes_with_its_licence() -> None:
@@ -61,5 +63,7 @@ def test_what_is_vendored_comes_with_its_licence() -> None:
 
 
 def test_files_stay_small_enough_to_read() -> None:
-    long = [f"{path.relative_to(STATIC)}: {lines}" for path in OWN if (lines := len(path.read_text().splitlines())) > 400]
+    long = [
+        f"{path.relative_to(STATIC)}: {lines}" for path in OWN if (lines := len(path.read_text().splitlines())) > 400
+    ]
     assert not long, Path("files over 400 lines want splitting: " + ", ".join(long))

@@ -195,3 +195,13 @@ def test_a_link_shows_what_its_sender_saw(go: Any, stack: FleetStack) -> None:
     expect(chart(page, "Compared").locator(".chart-legend")).to_contain_text("GPU 2")
     expect(page.locator("summary[aria-label^='Time range']")).to_contain_text("15 min")
     expect(page.locator(".live-button")).to_have_attribute("data-state", "paused")
+
+
+def test_the_keyboard_stays_where_it_is_while_values_change_around_it(go: Any, stack: FleetStack) -> None:
+    """A table that is drawn again every second once threw away the link that somebody had tabbed to."""
+    page = go("#/hosts/sim-dgx-00001")
+    link = page.get_by_role("region", name="GPUs of this host").get_by_role("link", name="GPU 5", exact=True)
+    link.focus()
+    before = page.locator(".kpi", has_text="Power").locator("dd").inner_text()
+    expect(page.locator(".kpi", has_text="Power").locator("dd")).not_to_have_text(before, use_inner_text=True)
+    expect(link).to_be_focused()

@@ -105,9 +105,7 @@ def test_a_dropped_csv_is_sent_and_its_rows_are_told(go: Any, tmp_path: Path, st
     about = f"0,nvidia0,{device.uuid},{device.model},{device.hostname},,{device.pod},{device.namespace}"
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     lines = ["timestamp,metric_name,gpu_id,device,uuid,modelName,Hostname,container,pod,namespace,value,labels_raw"]
-    lines += [
-        f"{now},DCGM_FI_DEV_GPU_TEMP,{about},{40 + i % 9}," for i in range(500)
-    ]
+    lines += [f"{now},DCGM_FI_DEV_GPU_TEMP,{about},{40 + i % 9}," for i in range(500)]
     lines.append(f"{now},DCGM_FI_DEV_GPU_TEMP,{about},not-a-number,")
     file = tmp_path / "export.csv"
     file.write_text("\n".join(lines) + "\n")

@@ -23,6 +23,15 @@ export function fill(parent, ...children) {
   return parent;
 }
 
+/** As `fill`, for what is drawn again while people use it: the keyboard stays on the link or button it was on. */
+export function refill(parent, ...children) {
+  const name = (element) => `${element.tagName} ${element.getAttribute("href") ?? element.getAttribute("aria-label") ?? element.textContent}`;
+  const held = parent.contains(document.activeElement) && parent !== document.activeElement ? name(document.activeElement) : "";
+  fill(parent, ...children);
+  if (held) [...parent.querySelectorAll("a, button")].find((element) => name(element) === held)?.focus({ preventScroll: true });
+  return parent;
+}
+
 const ICONS = {
   alert: "M8 1.5 15 14H1L8 1.5zm0 4.6v3.6m0 2v.1",
   check: "M2.5 8.5 6 12l7.5-8",

@@ -1,6 +1,6 @@
 // A table that sorts by its headings and draws only as many rows as a person reads.
 
-import { fill, h } from "./dom.js";
+import { fill, h, refill } from "./dom.js";
 
 const ROWS_SHOWN = 200;
 
@@ -46,7 +46,7 @@ export function dataTable(columns, { caption, sort = -1, descending = false, emp
       else heading.removeAttribute("aria-sort");
     });
     const rows = sorted();
-    fill(body, rows.slice(0, shown).map((row) =>
+    refill(body, rows.slice(0, shown).map((row) =>
       h("tr", {}, columns.map((column, i) => {
         const content = column.cell ? column.cell(row) : column.value(row);
         return i === 0 ? h("th", { scope: "row" }, content ?? "–") : h("td", { class: column.numeric ? "numeric" : "" }, content ?? "–");

@@ -2,7 +2,7 @@
 
 import { askAlerts, byRule, evidenceText, firing, SEVERITIES } from "../alerts.js";
 import { answer, request } from "../api.js";
-import { fill, h, icon, notify } from "../dom.js";
+import { fill, h, icon, notify, refill } from "../dom.js";
 import { count, dateTime, duration, parseTime } from "../format.js";
 import { every } from "../live.js";
 import { panel } from "../panel.js";
@@ -41,7 +41,7 @@ export function alertsView(main) {
     const chosen = param("severity");
     const counts = (severity) => found.alerts.filter((alert) => alert.severity === severity).length;
     const choices = [["", `All ${count(found.total)}`], ...SEVERITIES.map((severity) => [severity, `${severity} ${count(counts(severity))}`])];
-    fill(filter, choices.map(([value, label]) => h("button", { type: "button", "aria-pressed": String(value === chosen), onclick: () => setParams({ severity: value }) }, label)));
+    refill(filter, choices.map(([value, label]) => h("button", { type: "button", "aria-pressed": String(value === chosen), onclick: () => setParams({ severity: value }) }, label)));
     const alerts = visible();
     const active = firing(alerts).length;
     summary.textContent = alerts.length ? `${count(active)} firing, ${count(alerts.length - active)} silenced` : chosen ? `No ${chosen} alert.` : "Nothing fires.";
@@ -50,7 +50,7 @@ export function alertsView(main) {
     const key = JSON.stringify(alerts);
     if (key === shown) return;
     shown = key;
-    fill(list, await Promise.all(byRule(alerts).map(item)));
+    refill(list, await Promise.all(byRule(alerts).map(item)));
   }
 
   async function item(group) {

@@ -3,7 +3,7 @@
 import { askAlerts, byRule, firing } from "../alerts.js";
 import { get } from "../api.js";
 import { byImportance, catalogue } from "../catalogue.js";
-import { fill, h, icon } from "../dom.js";
+import { fill, h, icon, refill } from "../dom.js";
 import { ago, count, metricTitle, parseTime, quantity, unitName } from "../format.js";
 import { funnel } from "../funnel.js";
 import { Heatmap } from "../heatmap.js";
@@ -109,7 +109,7 @@ export function fleetView(main) {
   async function loadAlerts() {
     try {
       alerts = firing((await askAlerts()).alerts);
-      fill(alertList, byRule(alerts).slice(0, ALERTS_SHOWN).map((group) => h("li", {},
+      refill(alertList, byRule(alerts).slice(0, ALERTS_SHOWN).map((group) => h("li", {},
         h("a", { href: link("alerts"), title: group.summary }, group.rule),
         h("span", { class: `badge ${{ critical: "bad", warning: "warn" }[group.severity] ?? ""}` }, `${group.severity} × ${count(group.alerts.length)}`))));
       if (alerts.length) alertPanel.ready();
@@ -161,7 +161,7 @@ export function fleetView(main) {
     heatmap.setScale(scale);
     legend.set(values, scale);
     rankPanel.heading.textContent = `Highest ${metricTitle(fleet.metric_name)}`;
-    fill(ranking, standouts().map(({ gpu, host }) => h("li", {}, h("a", { href: link("gpus", gpu.id) }, `${host.hostname} · GPU ${gpu.gpu_index}`), h("span", {}, quantity(gpu.value, fleet.unit)))));
+    refill(ranking, standouts().map(({ gpu, host }) => h("li", {}, h("a", { href: link("gpus", gpu.id) }, `${host.hostname} · GPU ${gpu.gpu_index}`), h("span", {}, quantity(gpu.value, fleet.unit)))));
   }
 
   function standouts() {

@@ -4,7 +4,7 @@ import { get } from "../api.js";
 import { byImportance, catalogue } from "../catalogue.js";
 import { ChartGrid } from "../chart-grid.js";
 import { LINES_MAX } from "../chart.js";
-import { fill, h, icon } from "../dom.js";
+import { fill, h, icon, refill } from "../dom.js";
 import { ago, dateTime, isAmount, metricTitle, parseTime, quantity } from "../format.js";
 import { every } from "../live.js";
 import { panel } from "../panel.js";
@@ -97,9 +97,9 @@ export function gpuView(main, id) {
     const facts = [
       gpu.model_name, gpu.device, gpu.gpu_index !== "" && `index ${gpu.gpu_index}`, gpu.cluster && `cluster ${gpu.cluster}`,
       gpu.pod && `pod ${gpu.namespace ? `${gpu.namespace}/` : ""}${gpu.pod}`, gpu.job && `job ${gpu.job}`,
-      `first seen ${dateTime(parseTime(gpu.first_seen))}`, `last seen ${ago(parseTime(gpu.last_seen))}`,
+      `first seen ${dateTime(parseTime(gpu.first_seen))}`, `last seen ${ago(Math.max(parseTime(gpu.last_seen), ...[...latest.values()].map((value) => parseTime(value.timestamp))))}`,
     ].filter(Boolean);
-    fill(head,
+    refill(head,
       h("nav", { class: "crumbs", "aria-label": "Path" }, h("a", { href: link("fleet") }, "Fleet"), " / ", h("a", { href: link("hosts", gpu.hostname) }, gpu.hostname || "no host"), " / "),
       h("h1", {}, `${gpu.hostname} · GPU ${gpu.gpu_index}`), h("span", { class: `badge ${kind}` }, icon(sign), gpu.status),
       h("div", { class: "facts" }, h("code", {}, gpu.id), facts.map((fact) => h("span", {}, fact))));
@@ -132,7 +132,7 @@ export function gpuView(main, id) {
 
   function drawChips(names) {
     const chosen = new Set(overlay());
-    fill(chips, h("span", { class: "found" }, "In one chart:"), byImportance(names).map((name) =>
+    refill(chips, h("span", { class: "found" }, "In one chart:"), byImportance(names).map((name) =>
       h("button", {
         type: "button", class: "chip", "aria-pressed": String(chosen.has(name)), onclick: () => {
           if (chosen.has(name)) chosen.delete(name);
@@ -170,7 +170,7 @@ export function gpuView(main, id) {
 
   latestPanel.loading();
   load();
-  const stops = [every(REFRESH_MS, load), every(1000, () => { if (gpu) showLatest(); })];
+  const stops = [every(REFRESH_MS, load), every(1000, () => { if (gpu) { showLatest(); showHead(); } })];
   return {
     title: "GPU",
     update: () => { if (gpu && current().id === id) { showHead(); arrange(); trend.update(); } },

@@ -4,7 +4,7 @@ import { get } from "../api.js";
 import { byImportance, catalogue } from "../catalogue.js";
 import { ChartGrid } from "../chart-grid.js";
 import { LINES_MAX } from "../chart.js";
-import { fill, h } from "../dom.js";
+import { fill, h, refill } from "../dom.js";
 import { ago, count, metricTitle, parseTime, quantity } from "../format.js";
 import { every } from "../live.js";
 import { panel } from "../panel.js";
@@ -57,10 +57,10 @@ export function hostView(main, name) {
     const all = (metric) => active.map((gpu) => value(gpu, metric)).filter(Number.isFinite);
     const [power, util, temp, used] = ["DCGM_FI_DEV_POWER_USAGE", "DCGM_FI_DEV_GPU_UTIL", "DCGM_FI_DEV_GPU_TEMP", "DCGM_FI_DEV_FB_USED"].map(all);
     const sum = (values) => (values.length ? values.reduce((a, b) => a + b, 0) : NaN);
-    fill(head,
+    refill(head,
       h("nav", { class: "crumbs", "aria-label": "Path" }, h("a", { href: link("fleet") }, "Fleet"), " / "),
       h("h1", {}, host.name || "no host name"),
-      h("div", { class: "facts" }, host.models.map((model) => h("span", {}, model)), host.cluster && h("span", {}, `cluster ${host.cluster}`), h("span", {}, `last seen ${ago(parseTime(host.last_seen))}`)));
+      h("div", { class: "facts" }, host.models.map((model) => h("span", {}, model)), host.cluster && h("span", {}, `cluster ${host.cluster}`), h("span", {}, `last seen ${ago(Math.max(parseTime(host.last_seen), ...[...latest.values()].flatMap((values) => [...values.values()].map((v) => parseTime(v.timestamp)))))}`)));
     fill(kpis, [
       ["GPUs", count(host.gpus), ""],
       ["Reporting", count(active.length), active.length === host.gpus ? "all of them" : `${host.gpus - active.length} silent`, active.length < host.gpus ? "warn" : ""],
@@ -103,7 +103,7 @@ export function hostView(main, name) {
     if (key === shownKey) return;
     shownKey = key;
     const drawn = new Set(gpus.map((gpu) => gpu.gpu_index));
-    fill(chips, h("span", { class: "found" }, "Draw:"), host.gpu_list.map((gpu) => h("button", {
+    refill(chips, h("span", { class: "found" }, "Draw:"), host.gpu_list.map((gpu) => h("button", {
       type: "button", class: "chip", "aria-pressed": String(drawn.has(gpu.gpu_index)), onclick: () => {
         if (drawn.has(gpu.gpu_index)) drawn.delete(gpu.gpu_index);
         else drawn.add(gpu.gpu_index);
