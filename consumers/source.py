@@ -3,7 +3,8 @@
 The lease (R12). The broker takes a range back when its member has been silent for the group's ``ack_timeout``
 (30 s), or shortly after its connection is gone. Both sides say a heartbeat every second, so a broker that was
 heard within :data:`SILENCE_S_MAX` has heard us not much earlier. After a longer silence (a network fault, or this
-very process stopped between two instructions) the lease counts as over, long before the broker thinks so.
+very process stopped between two instructions) the lease counts as over, before the broker gives the range to another:
+its ``reconnect_grace_s`` is longer. What it takes back while we talk, it tells.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from zmqbroker.client import Consumer
 from zmqbroker.errors import BrokerError, ConsumerClosed
 
-SILENCE_S_MAX = 5.0
+SILENCE_S_MAX = 3.0
 
 
 class BrokerSource:
@@ -44,7 +45,7 @@ class BrokerSource:
         self._consumer.working(delivery, state)
 
     def holds(self, delivery: Any) -> bool:
-        return self._consumer.connected and self._consumer.silence_s < SILENCE_S_MAX
+        return self._consumer.holds(delivery) and self._consumer.silence_s < SILENCE_S_MAX
 
     def set_credit(self, deliveries: int) -> None:
         self._consumer.set_credit(deliveries)

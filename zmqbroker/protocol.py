@@ -53,6 +53,7 @@ class Type(IntEnum):
     WORKING = 14
     ERROR = 15
     GAP = 16
+    REVOKE = 17
 
 
 class Flag(IntEnum):
@@ -183,14 +184,17 @@ MESSAGES: Final[tuple[Message, ...]] = (
         Type.SUBSCRIBE,
         "consumer",
         {"a": "member", "b": "credit deliveries"},
-        ("topic (UTF-8)", "options (JSON object: group mode start max_rows max_bytes linger_ms name holding)"),
+        (
+            "topic (UTF-8)",
+            "options (JSON object: group mode durable start max_rows max_bytes linger_ms name log holding)",
+        ),
         "SUBSCRIBED, or ERROR",
     ),
     Message(
         Type.SUBSCRIBED,
         "broker",
         {"a": "member"},
-        ("log uuid (16 bytes)", "options (JSON object)"),
+        ("log uuid (16 bytes)", "options (JSON object: group generation heartbeat_s ack_timeout_s holding)"),
         "",
     ),
     Message(Type.CREDIT, "consumer", {"a": "member", "b": "credit deliveries"}, (), ""),
@@ -237,6 +241,13 @@ MESSAGES: Final[tuple[Message, ...]] = (
         Type.GAP,
         "broker",
         {"b": "first offset", "c": "last offset", "partition": "partition"},
+        ("reason (UTF-8)",),
+        "",
+    ),
+    Message(
+        Type.REVOKE,
+        "broker",
+        {"a": "range id", "e": "attempt", "f": "group generation"},
         ("reason (UTF-8)",),
         "",
     ),

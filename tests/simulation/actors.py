@@ -1,4 +1,4 @@
-"""Producers and collectors of the simulated world: the real conversations, and the real machine of the store's doubts."""
+"""Producers and collectors of the simulated world: the real conversations, the real machine of the store's doubts."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from consumers.doubt import (
 )
 from consumers.merge import Address
 from consumers.ranges import RangeAddress
+from consumers.source import SILENCE_S_MAX
 from tests.simulation.clockwork import Violation
 from tests.simulation.network import SimulatedLink
 from zmqbroker.client.consuming import ConsumerConversation, Delivery
@@ -30,9 +31,6 @@ from zmqbroker.protocol import WorkState
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
-
-SILENCE_S_MAX = 5.0
-"""As consumers/source.py: the lease counts as over after so long a silence of the broker."""
 
 
 class SimulatedProducer:
@@ -206,8 +204,10 @@ class SimulatedCollector:
 
     @property
     def lease_holds(self) -> bool:
-        silence_s = self.world.clock.now - self.conversation.last_heard_s
-        return self.conversation.connected and silence_s < SILENCE_S_MAX
+        """As ``consumers.source``."""
+        if self._working is None or not self.conversation.holds(self._working):
+            return False
+        return self.world.clock.now - self.conversation.last_heard_s < SILENCE_S_MAX
 
 
 class _Job:

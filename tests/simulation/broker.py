@@ -95,6 +95,9 @@ class BrokerProcess:
         except Killed:
             self.kill(power=True)
             return
+        except OSError:  # a disk that fails while it is recovered: the operator starts it again
+            self.kill(power=False)
+            return
         self._effects(self.core.handle(events, self._clock(), world.wall_ms()))
         world.checks.recovered(self)
         self._plan_turn(0.0)
@@ -213,8 +216,8 @@ class BrokerProcess:
             self._plan_write(world.clock.between(0.0, 0.002))
         for conn, frames in fx.sends:
             self._send(conn, frames)
+        boot = self._boot
         for question in (*fx.reads, *fx.cuts, *fx.opens):
-            boot = self._boot
             delay_s = world.clock.between(0.0, 0.01) if world.chance(0.9) else world.clock.between(0.0, 0.5)
             world.clock.after(delay_s, lambda q=question: self._answer(boot, q))
 

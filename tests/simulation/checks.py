@@ -45,7 +45,12 @@ class Checks:
         self._unsynced: list[tuple[str, list[tuple]]] = []
         self._ranges: dict[int, tuple[int, int, int]] = {}
         self._ordered: dict[int, tuple[int, int]] = {}
-        self.deliveries = self.turns = 0
+        self.deliveries = self.turns = self.settlements = 0
+
+    @property
+    def progress(self) -> int:
+        """Grows while anything gets done."""
+        return len(self.acked_) + len(self.world.store.rows) + len(self.dead) + self.settlements
 
     # --- producers
 
@@ -162,14 +167,15 @@ class Checks:
                 raise Violation(f"{address} at {place} was acked, is not stored, and the group is past it")
 
     def _wrap(self, broker: BrokerProcess) -> None:
-        consuming = broker.core.consuming
-        settled = consuming.settled
+        delivering = broker.core.delivering
+        settled = delivering.settled
 
         def checked(topic: Topic, group: Group, range_: Range, rejected: int, dead: int) -> None:
             self.settled(topic, group, range_)
             settled(topic, group, range_, rejected, dead)
 
-        consuming.settled = checked  # type: ignore[method-assign]
+        delivering.settled = checked  # type: ignore[method-assign]
+        broker.core.burying.settled = checked
 
     # --- the core
 
@@ -196,6 +202,7 @@ class Checks:
                 raise Violation(f"group {group.name} queues {len(group.ready)} + {len(group.delayed)} dead entries")
 
     def settled(self, topic: Topic, group: Group, range_: Range) -> None:
+        self.settlements += 1
         if topic.name != "t" or group.name != SINK:
             return
         for offset in range(range_.first, range_.last + 1):

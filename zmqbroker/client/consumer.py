@@ -138,6 +138,10 @@ class Consumer:
         """
         return self._clock() - self._conversation.last_heard_s
 
+    def holds(self, delivery: Delivery) -> bool:
+        """Whether the range is still ours as far as the broker has told us; ask :attr:`silence_s` as well (R12)."""
+        return self._conversation.holds(delivery)
+
     @property
     def error(self) -> BrokerError | None:
         return self._conversation.fatal

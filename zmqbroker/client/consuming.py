@@ -32,6 +32,7 @@ class Delivery:
         "first",
         "group_generation",
         "last",
+        "lease_over",
         "log_uuid",
         "maybe_repeat",
         "partition",
@@ -54,6 +55,8 @@ class Delivery:
         self.maybe_repeat = bool(h.flags & Flag.MAYBE_REPEAT)
         self.records = records
         self.body = body
+        self.lease_over = False
+        """The broker has said that the range is no longer ours: it may be somebody else's already."""
 
     @property
     def rows(self) -> int:
@@ -62,9 +65,9 @@ class Delivery:
     def payloads(self) -> list[memoryview]:
         """One view a record, in offset order."""
         ends = np.cumsum(self.records["length"], dtype=np.int64).tolist()
-        starts = [0, *ends[:-1]]
+        starts = [0, *ends]
         body = self.body
-        return [body[a:b] for a, b in zip(starts, ends, strict=True)]
+        return [body[a:b] for a, b in zip(starts, ends, strict=False)]
 
     def __repr__(self) -> str:
         again = " maybe repeated" if self.maybe_repeat else ""
@@ -91,10 +94,14 @@ class ConsumerConversation:
         self.opening = Opening(rng or random.Random())
         self.credit = credit
         self.holding: dict[int, Delivery] = {}
+        """What was delivered and not settled, by range id."""
         self.ready: deque[Delivery] = deque()
         self.log_uuid = ""
         self.fatal: BrokerError | None = None
-        self.deliveries = self.rows = self.settled = self.repeats = 0
+        self.deliveries = self.rows = self.settled = self.repeats = self.revoked = 0
+        self.gaps: deque[tuple[int, int, int, str]] = deque(maxlen=1000)
+        """What the broker said is no more: (partition, first offset, last offset, reason), the latest ones."""
+        self.gaps_total = 0
         self.on_ready: Callable[[], None] | None = None
         self._received = 0
         self._told_credit = -1
@@ -114,6 +121,10 @@ class ConsumerConversation:
         """When the broker last said anything."""
         return self._last_heard_s
 
+    def holds(self, delivery: Delivery) -> bool:
+        """Whether the range is ours as far as the broker has told; how long ago it told anything is another matter."""
+        return self.opening.accepted and not delivery.lease_over
+
     # --- the application's side ------------------------------------------------------------------------------------
 
     def settle(self, delivery: Delivery, rejected_rows: int, dead_offsets: list[int], reason: str) -> None:
@@ -121,18 +132,26 @@ class ConsumerConversation:
         if dead_offsets:
             frames = [np.array(dead_offsets, dtype="<u8").tobytes(), reason.encode()[:1000]]
         self._tell(delivery, Type.SETTLE, frames, b=min(rejected_rows, (1 << 64) - 1), n=len(dead_offsets))
-        self.holding.pop(delivery.range_id, None)
+        self._let_go(delivery)
         self.settled += 1
 
     def nack(self, delivery: Delivery, reason: str, dead: bool, failure: bool) -> None:
         flags = (Flag.DEAD if dead else 0) | (Flag.FAILURE if failure else 0)
-        self._tell(delivery, Type.NACK, [reason.encode()[:1000]], flags=flags)
-        self.holding.pop(delivery.range_id, None)
+        if not delivery.lease_over:
+            self._tell(delivery, Type.NACK, [reason.encode()[:1000]], flags=flags)
+        self._let_go(delivery)
+
+    def _let_go(self, delivery: Delivery) -> None:
+        # By identity: a later attempt at the same range may be held too.
+        if self.holding.get(delivery.range_id) is delivery:
+            del self.holding[delivery.range_id]
 
     def working(self, delivery: Delivery, state: int) -> None:
         self._tell(delivery, Type.WORKING, [], g=state)
 
     def _tell(self, delivery: Delivery, type_: Type, frames: list[bytes], **fields: int) -> None:
+        if delivery.log_uuid != self.log_uuid:
+            return  # of another log: its ids mean other ranges here
         # The generation is put in when it is sent: what was decided in one conversation counts in the next (R21).
         header = protocol.pack(type_, 0, a=delivery.range_id, e=delivery.attempt, f=delivery.group_generation, **fields)
         self._say.append([header, *frames])
@@ -165,8 +184,12 @@ class ConsumerConversation:
             opening.said(now)
             self._last_sent_s = now
             self._told_credit = self._credit_total
-            unsaid = [protocol.unpack(m[0]).a for m in self._say]
-            options = {**self.options, "holding": [*self.holding, *unsaid]}
+            holding = [[d.range_id, d.attempt] for d in self.holding.values()]
+            for message in self._say:
+                h = protocol.unpack(message[0])
+                if h.type in (Type.SETTLE, Type.NACK):
+                    holding.append([h.a, h.e])
+            options = {**self.options, "log": self.log_uuid, "holding": holding}
             return [
                 [
                     protocol.pack(Type.SUBSCRIBE, generation, a=self.member, b=self._told_credit),
@@ -223,6 +246,28 @@ class ConsumerConversation:
             self.log_uuid = frames[0].hex() if frames else ""
         elif h.type == Type.BYE:
             self._anew(now + _BUSY_RETRY_S)
+
+    def _subscribed(self, frames: list[bytes]) -> None:
+        """A new conversation begins: what the broker does not leave with us is somebody else's from now on."""
+        if self.opening.accepted:
+            return
+        self.opening.accepted = True
+        log_uuid = frames[0].hex() if frames else ""
+        if log_uuid != self.log_uuid:
+            self._say.clear()
+        self.log_uuid = log_uuid
+        options = protocol.unpack_options(frames[1]) if len(frames) > 1 else {}
+        ours = {(i, attempt) for i, attempt in options.get("holding", [])}
+        for delivery in list(self.holding.values()):
+            if (delivery.range_id, delivery.attempt) not in ours:
+                self._revoked(delivery)
+
+    def _revoked(self, delivery: Delivery) -> None:
+        delivery.lease_over = True
+        self.revoked += 1
+        self._let_go(delivery)
+        if delivery in self.ready:
+            self.ready.remove(delivery)
 
     def _error(self, h: Header, frames: list[bytes], now: float) -> None:
         if h.generation not in (self.opening.generation, 0):

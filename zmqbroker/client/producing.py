@@ -27,6 +27,9 @@ _INLINE: Final = protocol.INLINE_BYTES_MAX + protocol.HEADER_BYTES
 _HEARTBEAT_PENDING_S: Final = 1.0
 _HEARTBEAT_IDLE_S: Final = 5.0
 _BUSY_RETRY_S: Final = 1.0
+_STOPPED_RETRY_S: Final = 5.0
+_CHECKSUM_RETRY_S: Final = 0.05
+_FAILED_MAX: Final = 10_000
 
 
 class Pending:
@@ -74,10 +77,11 @@ class ProducerConversation:
         self.granted_bytes = 0
         self.sent_bytes = 0
         self.message_bytes_max = 0
+        self.window_seqs = 1 << 62
         self.log: bytes | None = None
         self.fatal: BrokerError | None = None
         self.failed: dict[int, BrokerError] = {}
-        """Batches that the broker will never take, by seq, until somebody asks."""
+        """Batches that the broker will never take, by seq: the latest ones."""
         self.published = self.acked = self.rows_published = self.rows_acked = 0
         self.refused = self.possible_duplicates = self.stranded = 0
         self.on_acked: Callable[[int, int], None] | None = None
@@ -184,6 +188,7 @@ class ProducerConversation:
         publish = int(Type.PUBLISH)
         pack_header = HEADER.pack
         session, log, granted, sent = self.session, self.log, self.granted_bytes, self.sent_bytes
+        window, limit = self.window_seqs, self.message_bytes_max
         wanted = self._wanted
         while to_send and len(out) < _SEND_MESSAGES_MAX:
             seq = to_send[0]
@@ -193,8 +198,14 @@ class ProducerConversation:
                 continue
             payload = batch.payload
             size = len(payload) + HEADER_BYTES
-            if sent + size > granted:
+            if sent + size > granted or seq - lowest >= window:
                 break
+            if len(payload) > limit:
+                # A broker that was sent it would end the connection, each time again.
+                to_send.popleft()
+                self.unsent_bytes -= size
+                self._give_up(seq, MessageTooLarge(len(payload), limit))
+                continue
             flags = batch.flags
             if batch.log != log:
                 if batch.log is not None:
@@ -202,7 +213,8 @@ class ProducerConversation:
                         to_send.popleft()
                         passed_over.append(seq)
                         continue
-                    flags |= Flag.RESENT
+                    # For good: the new log may lose it before it is durable there, and be sent it again.
+                    batch.flags = flags = flags | Flag.RESENT
                 batch.log = log
             to_send.popleft()
             sent += size
@@ -219,6 +231,8 @@ class ProducerConversation:
             # They wait for their own log to come back; what was never sent goes on.
             self.unsent_bytes -= sum(len(pending[s].payload) + HEADER_BYTES for s in passed_over)
             self.stranded += len(passed_over)
+        if not to_send:
+            self.unsent_bytes = 0  # what was acked before it was sent again in this conversation still stood in it
 
     def unsent(self, messages: list[list[bytes]], now: float) -> None:
         """No connection: begin anew when there is one. Batches are pending still."""
@@ -258,6 +272,7 @@ class ProducerConversation:
         self.log = log
         self.opening.accept()
         self.message_bytes_max = h.d
+        self.window_seqs = h.c
         self.granted_bytes = h.b
         self.sent_bytes = 0
 
@@ -287,23 +302,29 @@ class ProducerConversation:
             return
         reason = frames[0].decode("utf-8", "replace") if frames else ""
         if code >= FATAL_FROM:
-            del self.pending[seq]
-            size = len(batch.payload) + HEADER_BYTES
-            self.pending_bytes -= size
-            self.failed[seq] = (
-                MessageTooLarge(len(batch.payload), self.message_bytes_max)
-                if code == Code.TOO_LARGE
-                else Refused(code, reason)
+            too_large = code == Code.TOO_LARGE
+            self._give_up(
+                seq, MessageTooLarge(len(batch.payload), self.message_bytes_max) if too_large else Refused(code, reason)
             )
-            if self.on_acked is not None:
-                self.on_acked(seq, seq)
             return
         self.to_send.appendleft(seq)
         self.unsent_bytes += len(batch.payload) + HEADER_BYTES
         if code == Code.TOPIC_STOPPED:
-            self._retry_at_s = now + 5.0
+            self._retry_at_s = now + _STOPPED_RETRY_S
+        elif code == Code.BAD_CHECKSUM:
+            self._retry_at_s = now + _CHECKSUM_RETRY_S
         elif code == Code.OVER_CREDIT:
             self._anew(now)
+
+    def _give_up(self, seq: int, error: BrokerError) -> None:
+        """This batch will never be taken: who waits for it learns why."""
+        batch = self.pending.pop(seq)
+        self.pending_bytes -= len(batch.payload) + HEADER_BYTES
+        self.failed[seq] = error
+        if len(self.failed) > _FAILED_MAX:
+            del self.failed[next(iter(self.failed))]
+        if self.on_acked is not None:
+            self.on_acked(seq, seq)
 
     def _error(self, h: Header, frames: list[bytes], now: float) -> None:
         if h.generation not in (self.opening.generation, 0):
@@ -314,7 +335,7 @@ class ProducerConversation:
         elif h.e >= FATAL_FROM:
             self.fatal = Refused(h.e, reason)
         elif h.e == Code.TOPIC_STOPPED:
-            self._retry_at_s = now + 5.0
+            self._retry_at_s = now + _STOPPED_RETRY_S
         else:
             self._anew(now + _BUSY_RETRY_S)
 

@@ -15,8 +15,10 @@ from zmqbroker.core import events as ev
 from zmqbroker.core.burying import Burying
 from zmqbroker.core.config import BrokerConfig, TopicConfig
 from zmqbroker.core.consuming import Consuming
+from zmqbroker.core.delivering import Delivering
 from zmqbroker.core.effects import CutAsk, Effects, Hand, Read
 from zmqbroker.core.operating import Operating
+from zmqbroker.core.partition import ENTRY_OVERHEAD_BYTES
 from zmqbroker.core.producing import Producing
 from zmqbroker.core.session import Session
 from zmqbroker.core.state import Consumer, State
@@ -39,13 +41,18 @@ class Core:
         self.state = State(config, rng, topic_config or TopicConfig())
         self.burying = Burying(self.state)
         self.producing = Producing(self.state)
-        self.consuming = Consuming(self.state, self.burying)
+        self.delivering = Delivering(self.state, self.burying)
+        self.burying.settled = self.delivering.settled
+        self.consuming = Consuming(self.state, self.delivering)
+        self.producing.end_conversation = self.consuming.end
         self.operating = Operating(self)
         self.deadline_s = 0.0
         """When ``handle`` wants to be called again at the latest, on the clock given to it."""
         self._next_tick_s = 0.0
         self._last_s: float | None = None
+        self._steady_from_ms: int | None = None
         self._bytes_at_shrink = 0
+        self._shrink_every_bytes = min(_SHRINK_EVERY_BYTES, config.tail_bytes // 4)
 
     @property
     def topics(self) -> dict[str, Topic]:
@@ -63,10 +70,19 @@ class Core:
             self.consuming.shift(now - self._last_s)
         self._last_s = now
         s.now, s.wall_ms = now, wall_ms
+        if self._steady_from_ms is None:
+            self._steady_from_ms = wall_ms - int(now * 1000)
+        s.steady_ms = self._steady_from_ms + int(now * 1000)
         for topic in s.topics.values():
-            if topic.wants_roll and topic.roll_snapshot is None:
+            # A snapshot stands before this turn's entries: it must not know what any of them says.
+            if topic.wants_roll and topic.roll_snapshot is None and not topic.appends:
                 topic.wants_roll = False
+                doubtful = self.producing.unverified(topic)
+                for session, seq in doubtful:
+                    session.forget(seq)
                 topic.roll_snapshot = topic.snapshot(s.sessions_of(topic))
+                for session, seq in doubtful:
+                    session.learn(seq, 0)
         peers = s.peers
         publish = self.producing.publish
         for event in events:
@@ -89,12 +105,13 @@ class Core:
         for topic in list(s.topics.values()):
             for group in list(topic.groups.values()):
                 if group.members or not group.config.durable:
-                    self.deadline_s = min(self.deadline_s, self.consuming.pump(topic, group))
+                    self.deadline_s = min(self.deadline_s, self.delivering.pump(topic, group))
         for topic in s.topics.values():
             self._close_commit(topic)
         self.producing.grant()
-        if s.counters.bytes - self._bytes_at_shrink > _SHRINK_EVERY_BYTES:
-            self._bytes_at_shrink = s.counters.bytes
+        taken = s.counters.bytes + s.counters.messages * ENTRY_OVERHEAD_BYTES + s.unmetered_bytes
+        if taken - self._bytes_at_shrink > self._shrink_every_bytes:
+            self._bytes_at_shrink = taken
             self._shrink_tails()
         return s.fx
 
@@ -156,11 +173,11 @@ class Core:
             if read.purpose == ev.BURY:
                 self.burying.read_done(read, records, payloads)
             else:
-                self.consuming.read_done(read, records, payloads)
+                self.delivering.read_done(read, records, payloads)
         elif kind == ev.FAILED:
             self._failed(event[1])
         elif kind == ev.CUT:
-            self.consuming.cut_done(*event[1:])
+            self.delivering.cut_done(*event[1:])
         elif kind == ev.GONE:
             self.consuming.gone(event[1])
         elif kind == ev.DISK:
@@ -170,10 +187,12 @@ class Core:
         elif kind == ev.OPEN_FAILED:
             s.opening.discard(event[1])
             s.waiting.pop(event[1], None)
+            self.burying.topic_failed(event[1])
         elif kind == ev.LOG_STOPPED:
             topic = s.topics.get(event[1])
             if topic is not None:
                 topic.stopped = event[2]
+                self.producing.stopped(topic)
 
     def _damaged(self, name: str, gaps: Iterable[tuple[int, int, int, str]]) -> None:
         """A read met records that the disk has lost: a gap of its own says so from now on (R28)."""
@@ -185,11 +204,11 @@ class Core:
     def _failed(self, what: Read | CutAsk) -> None:
         """The log could not be read: what waited for it goes back in line, a moment later."""
         if isinstance(what, CutAsk):
-            self.consuming.cut_failed(what)
+            self.delivering.cut_failed(what)
         elif what.purpose == ev.BURY:
             self.burying.read_failed(what)
         else:
-            self.consuming.read_failed(what)
+            self.delivering.read_failed(what)
 
     def _opened(self, name: str, config: TopicConfig, uuid: bytes, recovered: Recovered | None) -> None:
         s = self.state
@@ -197,11 +216,15 @@ class Core:
         s.opening.discard(name)
         s.topics[name] = topic
         if recovered is not None:
-            s.sessions.update(topic.recover(recovered, s.now))
+            sessions = topic.recover(recovered, s.now)
+            for session in sessions.values():
+                session.last_ms = s.steady_ms - session.idle_ms
+            s.sessions.update(sessions)
             grace_s = s.now + s.config.reconnect_grace_s
             for group in topic.groups.values():
                 for range_ in list(group.ranges.values()):
-                    group.make_ready(range_, grace_s, s.now)
+                    resent = any(range_.first <= o <= range_.last for o in topic.partitions[range_.partition].resent)
+                    group.make_ready(range_, s.now + s.config.in_flight_max_s if resent else grace_s, s.now)
         for then in s.waiting.pop(name, []):
             then()
 
@@ -214,6 +237,8 @@ class Core:
             topic.wants_roll = True
         for part, first in zip(topic.partitions, first_offsets, strict=True):
             part.first_offset = max(part.first_offset, first)
+            if topic.letters is not None and part.index == 0:
+                topic.letters.done(0, part.first_offset - 1)
         # What producers may still send counts as used (R11), so that the cap holds whatever they do.
         cap = topic.config.disk_bytes_max
         was_full = topic.disk_full
@@ -240,7 +265,7 @@ class Core:
             _merge_acks(merged, commit)
             for part, end in zip(topic.partitions, commit.ends, strict=True):
                 part.durable_offset = end
-            self.consuming.durable(topic, commit.sealed)
+            self.delivering.durable(topic, commit.sealed)
             self._settle(commit)
         if merged.acks:
             self.producing.ack(merged)
@@ -252,7 +277,7 @@ class Core:
             group = topic.groups.get(group_name) if topic else None
             range_ = group.ranges.get(range_id) if group else None
             if topic is not None and group is not None and range_ is not None:
-                self.consuming.settled(topic, group, range_, rejected_rows, dead_rows)
+                self.delivering.settled(topic, group, range_, rejected_rows, dead_rows)
 
     def _close_commit(self, topic: Topic) -> None:
         """Hand over what this turn gathered for a topic's log."""

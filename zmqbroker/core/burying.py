@@ -8,6 +8,7 @@ where the letter comes from (log, partition, group), the seq is its offset there
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 from crc32c import crc32c
 
@@ -26,12 +27,25 @@ class Burying:
 
     def __init__(self, state: State) -> None:
         self.s = state
+        self.settled: Callable[[Topic, Group, Range, int, int], None]
+        """How a range is done (:meth:`Delivering.settled`)."""
         self._pending: dict[tuple[str, str, int], tuple[list[int] | None, str, int]] = {}
 
     def bury(
         self, topic: Topic, group: Group, range_: Range, dead: list[int] | None, reason: str, rejected_rows: int = 0
     ) -> None:
         """Dead-letter the records at ``dead`` offsets (None: all of the range), then settle the whole range."""
+        if range_.letter is not None:
+            self.settled(topic, group, range_, rejected_rows, range_.rows)  # its letter is still there
+            return
+        if group.config.mode == "ordered":
+            group.order_breaks += 1
+            self.s.fx.notices.append(
+                (
+                    "a dead letter breaks the order of a group",
+                    {"topic": topic.name, "group": group.name, "partition": range_.partition, "first": range_.first},
+                )
+            )
         group.release(range_)
         range_.state = BURYING
         self._pending[(topic.name, group.name, range_.id)] = (dead, reason, rejected_rows)
@@ -50,6 +64,22 @@ class Burying:
         else:
             self.s.waiting.setdefault(name, []).append(lambda: self._write(read, records, payloads))
             self.s.open(name, TopicConfig(partitions=1, segment_bytes=16 << 20, retention_ms=0))
+
+    def letter_done(self, topic: Topic, offset: int) -> None:
+        """A letter of ``topic`` was redriven and is stored after all."""
+        letters = self.s.topics.get(dead_letter_topic(topic.name))
+        if letters is not None:
+            letters.lose(0, offset, offset, "redriven and stored")
+
+    def topic_failed(self, name: str) -> None:
+        """The dead-letter topic could not be opened: its ranges go back to their consumers, a while later."""
+        for origin, group_name, range_id in [k for k in self._pending if dead_letter_topic(k[0]) == name]:
+            del self._pending[origin, group_name, range_id]
+            topic = self.s.topics.get(origin)
+            group = topic.groups.get(group_name) if topic else None
+            range_ = group.ranges.get(range_id) if group else None
+            if group is not None and range_ is not None and range_.state == BURYING:
+                group.make_ready(range_, self.s.now + 5.0, self.s.now)
 
     def read_failed(self, read: Read) -> None:
         """The records could not be read: the range is delivered again, and its consumer decides again."""
@@ -75,7 +105,7 @@ class Burying:
         session = s.sessions.get(session_id)
         if session is None:
             session = s.sessions[session_id] = Session(session_id, letters.name)
-        session.last_ms = s.wall_ms
+        session.last_ms = s.steady_ms
         chosen = None if dead is None else set(dead)
         dead_rows = 0
         at = 0
@@ -114,6 +144,7 @@ class Burying:
             )
             letters.messages_total += 1
             s.counters.dead_records += 1
+        s.unmetered_bytes += len(payloads)
         # The settlement waits for this commit of the letters: after it the letters are durable.
         letters.commit.settles.append((topic.name, group.name, read.range_id, rejected_rows, dead_rows))
 

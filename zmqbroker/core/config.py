@@ -27,8 +27,11 @@ class BrokerConfig:
     """Silence towards a peer after which the broker says HEARTBEAT."""
     liveness_s: float = 15.0
     """Silence of a producer after which its credit returns to the pool."""
-    reconnect_grace_s: float = 2.0
-    """After a start, or when a consumer's connection is gone: how long its ranges wait for it to return."""
+    reconnect_grace_s: float = 3.5
+    """After a start, or when a consumer's connection is gone or its lease was ended: how long its ranges wait. Longer
+    than the silence after which a collector thinks its lease over (3 s, R12), so that it sends nothing after that."""
+    in_flight_max_s: float = 60.0
+    """Z: how long an insert that was sent may still commit. What another log may hold too (RESENT) waits so long."""
     pause_s: float = 1.0
     """A gap between two turns of the loop that counts as a pause of the broker: deadlines move by it (R23)."""
 

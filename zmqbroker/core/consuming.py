@@ -1,32 +1,28 @@
-"""The consumers' side: SUBSCRIBE, sealing, delivery, leases, and what settles or returns a range (R20-R25)."""
+"""The consumers' side: SUBSCRIBE, leases, and what settles or returns a range (R20-R25)."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+import math
 from typing import Any
 
 from zmqbroker import protocol
-from zmqbroker.core.burying import Burying
 from zmqbroker.core.config import GroupConfig
-from zmqbroker.core.effects import CutAsk, Read
-from zmqbroker.core.events import DELIVER as READ_TO_DELIVER
-from zmqbroker.core.events import SPLIT as READ_TO_SPLIT
-from zmqbroker.core.group import BURYING, HELD, READY, SEALING, Group, Member, Range
+from zmqbroker.core.delivering import Delivering
+from zmqbroker.core.group import BURYING, DELAYED, HELD, READY, Group, Member, Range
+from zmqbroker.core.session import Session
 from zmqbroker.core.state import Consumer, State
-from zmqbroker.core.topic import COUNTED, GROUP, GROUP_GONE, SEAL, SETTLED, Topic, make_group
-from zmqbroker.core.topic import SPLIT as SPLIT_ENTRY
-from zmqbroker.protocol import Code, Flag, Header, Type, WorkState
+from zmqbroker.core.topic import COUNTED, GROUP, GROUP_GONE, Topic, make_group
+from zmqbroker.protocol import Code, Flag, Header, ProtocolError, Type, WorkState
 
-_FOREVER = 1e18
-_READ_RETRY_S = 1.0
+_HOLDING_MAX = 10_000
 
 
 class Consuming:
-    """Decides about consumers' messages, and about what goes to whom."""
+    """Decides about consumers' messages, and about consumers that say nothing."""
 
-    def __init__(self, state: State, burying: Burying) -> None:
+    def __init__(self, state: State, delivering: Delivering) -> None:
         self.s = state
-        self.burying = burying
+        self.delivering = delivering
 
     # --- conversations ---------------------------------------------------------------------------------------------
 
@@ -49,7 +45,7 @@ class Consuming:
             return
         options = protocol.unpack_options(frames[1])
         try:
-            name, config, start = _read_options(options)
+            name, config, start = read_options(options)
         except ValueError as e:
             s.error(conn, h.generation, Code.BAD_MESSAGE, str(e), h.a)
             return
@@ -60,12 +56,14 @@ class Consuming:
         self, topic: Topic, conn: bytes, h: Header, options: dict[str, Any], name: str, config: GroupConfig, start: str
     ) -> None:
         s = self.s
+        peer = s.peers.get(conn)
+        if isinstance(peer, Consumer) and peer.member.generation == h.generation and peer.member.id == h.a:
+            # Asked twice, because the first answer took long: what was given since then stands.
+            self._say_subscribed(peer, options)
+            return
         group = topic.groups.get(name)
         if group is None:
-            group = topic.groups[name] = make_group(topic, name, config, start)
-            self.measure(topic, group)
-            if config.durable:
-                topic.journal(GROUP, group.to_state())
+            group = self._make_group(topic, name, config, start)
         else:
             ours, theirs = group.config, config
             differs = [
@@ -79,53 +77,101 @@ class Consuming:
         member = next((m for m in group.members.values() if m.id == h.a), None)
         if member is not None:
             self._detach(member, group)
-        else:
+        if peer is not None and not (isinstance(peer, Consumer) and peer.member is member):
+            self.end(conn)
+            group = topic.groups.get(name) or self._make_group(topic, name, config, start)
+        if member is None:
             member = Member(h.a, conn, h.generation, str(options.get("name", ""))[:200], s.now)
         member.conn, member.generation, member.gone_s = conn, h.generation, None
         member.credit, member.delivered, member.last_seen_s = h.b, 0, s.now
         group.enter(member)
-        s.peers[conn] = Consumer(topic, group, member)
-        s.send(
-            conn,
-            protocol.pack(Type.SUBSCRIBED, h.generation, a=h.a),
+        consumer = s.peers[conn] = Consumer(topic, group, member)
+        # What the member says that it still holds stays with it; what it does not know of is given out again.
+        claims = _claims(options, topic)
+        for range_ in list(member.holding.values()):
+            if claims.get(range_.id) != range_.deliveries:
+                self.give_back(topic, group, range_, s.now)
+        for range_id, attempt in claims.items():
+            found = group.ranges.get(range_id)
+            if found is not None and found.state in (READY, DELAYED) and attempt >= found.deliveries:
+                # After a restart of the broker only the member knows which attempt this is.
+                found.deliveries = attempt
+                group.hold(found, member, s.now)
+        self._say_subscribed(consumer, options)
+
+    def _make_group(self, topic: Topic, name: str, config: GroupConfig, start: str) -> Group:
+        group = topic.groups[name] = make_group(topic, name, config, start)
+        group.last_member_s = self.s.now
+        if config.durable:
+            topic.journal(GROUP, group.to_state())
+        else:
+            # Nothing of it outlives the broker: what was said of one of its name before must not meet it.
+            group.generation = self.s.rng.randrange(1, 1 << 32)
+        self.delivering.measure(topic, group)
+        return group
+
+    def _say_subscribed(self, peer: Consumer, options: dict[str, Any]) -> None:
+        member, group, topic = peer.member, peer.group, peer.topic
+        claims = _claims(options, topic)
+        self.s.send(
+            member.conn,
+            protocol.pack(Type.SUBSCRIBED, member.generation, a=member.id),
             topic.uuid,
             protocol.pack_options(
                 {
-                    "group": name,
+                    "group": group.name,
                     "generation": group.generation,
-                    "heartbeat_s": s.config.heartbeat_s,
+                    "heartbeat_s": self.s.config.heartbeat_s,
                     "ack_timeout_s": group.config.ack_timeout_s,
+                    "holding": [[r.id, r.deliveries] for r in member.holding.values() if claims.get(r.id) is not None],
                 }
             ),
         )
-        # What the member says that it still holds stays with it: only what it does not know of is given out again.
-        holding = {int(i) for i in options.get("holding", []) if isinstance(i, int)}
-        for range_ in list(member.holding.values()):
-            if range_.id not in holding:
-                self._return(topic, group, range_, s.now)
-        for range_id in holding:
-            found = group.ranges.get(range_id)
-            if found is not None and found.holder is None and found.state not in (SEALING, BURYING):
-                group.hold(found, member, s.now)
 
     def _detach(self, member: Member, group: Group) -> None:
         self.s.peers.pop(member.conn, None)
         group.leave(member)
 
+    def end(self, conn: bytes) -> None:
+        """Whatever conversation there was on this connection is over."""
+        peer = self.s.peers.get(conn)
+        if isinstance(peer, Consumer):
+            self._remove(peer, died=False)
+        elif isinstance(peer, Session):
+            self.s.leave(peer)
+
     def credit(self, peer: Consumer, h: Header) -> None:
         peer.member.credit = h.b
 
     def gone(self, conn: bytes) -> None:
-        """The connection cannot be written to any more. A consumer has a short grace to come back with its ranges."""
+        """The connection cannot be written to. A consumer has a moment to come back on another one."""
         peer = self.s.peers.get(conn)
-        if isinstance(peer, Consumer) and peer.member.gone_s is None:
+        if isinstance(peer, Session):
+            self.s.leave(peer)
+        elif isinstance(peer, Consumer) and peer.member.gone_s is None:
             peer.member.gone_s = self.s.now
 
     def bye(self, peer: Consumer) -> None:
         """A consumer leaves in good order: its ranges go on at once, and nobody has died."""
         self._remove(peer, died=False)
 
-    def _remove(self, peer: Consumer, died: bool) -> None:
+    def dismiss(self, peer: Consumer) -> None:
+        """End a consumer's conversation; it may begin another. Its ranges wait until it must have heard."""
+        self.s.send(peer.member.conn, protocol.pack(Type.BYE, peer.member.generation))
+        self._remove(peer, died=False, wait_s=self.s.config.reconnect_grace_s)
+
+    def revoke(self, group: Group, range_: Range, reason: str) -> None:
+        """Tell the holder of a range that it is its no more."""
+        member = range_.holder
+        if member is not None:
+            self.s.send(
+                member.conn,
+                protocol.pack(Type.REVOKE, member.generation, a=range_.id, e=range_.deliveries, f=group.generation),
+                reason.encode()[:1000],
+            )
+            group.release(range_)
+
+    def _remove(self, peer: Consumer, died: bool, wait_s: float = 0.0) -> None:
         s = self.s
         member, group, topic = peer.member, peer.group, peer.topic
         self._detach(member, group)
@@ -134,7 +180,7 @@ class Consuming:
                 s.counters.deaths += 1
                 range_.deaths += 1
                 self._count(topic, group, range_)
-            self._return(topic, group, range_, s.now)
+            self.give_back(topic, group, range_, s.now + wait_s)
         if not group.members:
             group.last_member_s = s.now
             if not group.config.durable:
@@ -144,18 +190,13 @@ class Consuming:
         if group.config.durable:
             topic.journal(COUNTED, group.name, range_.id, range_.deliveries, range_.deaths, range_.failures)
 
-    def _return(self, topic: Topic, group: Group, range_: Range, not_before_s: float) -> None:
+    def give_back(self, topic: Topic, group: Group, range_: Range, not_before_s: float) -> None:
         """A range that somebody held goes back: to the queue, or into pieces if it has killed too often."""
         range_.maybe_repeat = True
-        config = group.config
-        if range_.deaths >= config.max_deaths or range_.failures >= config.max_attempts:
-            if range_.last > range_.first:
-                self._ask_split(topic, group, range_)
-            else:
-                reason = "its consumers died" if range_.deaths >= config.max_deaths else "its consumers failed"
-                self.burying.bury(topic, group, range_, None, f"{reason} {max(range_.deaths, range_.failures)} times")
-            return
-        group.make_ready(range_, not_before_s, self.s.now)
+        if range_.deaths >= group.config.max_deaths or range_.failures >= group.config.max_attempts:
+            self.delivering.give_up(topic, group, range_)
+        else:
+            group.make_ready(range_, not_before_s, self.s.now)
 
     # --- what consumers say of their ranges ------------------------------------------------------------------------
 
@@ -164,323 +205,70 @@ class Consuming:
         topic, group = peer.topic, peer.group
         if h.f != group.generation:
             return
-        range_ = group.ranges.get(h.a)
-        if range_ is None or range_.state == BURYING:
-            return
+        dead: list[int] = []
         if h.n:
             if not frames:
-                raise protocol.ProtocolError(Code.BAD_MESSAGE, "SETTLE names no offsets of its dead records")
-            dead = [o for o in protocol.unpack_offsets(frames[0], h.n) if range_.first <= o <= range_.last]
-            reason = frames[1].decode("utf-8", "replace") if len(frames) > 1 else ""
-            if dead:
-                self.burying.bury(topic, group, range_, dead, reason, rejected_rows=h.b)
-                return
-        self.settled(topic, group, range_, h.b, 0)
+                raise ProtocolError(Code.BAD_MESSAGE, "SETTLE names no offsets of its dead records")
+            dead = protocol.unpack_offsets(frames[0], h.n)
+        reason = frames[1].decode("utf-8", "replace") if len(frames) > 1 else ""
+        range_ = group.ranges.get(h.a)
+        if range_ is not None:
+            self._settle(topic, group, range_, h.b, dead, reason)
+            return
+        for child in [r for r in group.ranges.values() if r.parent == h.a]:
+            self._settle(topic, group, child, 0, dead, reason)
 
-    def settled(self, topic: Topic, group: Group, range_: Range, rejected_rows: int, dead_rows: int) -> None:
-        """The range is done."""
-        s = self.s
-        if group.config.durable:
-            topic.journal(SETTLED, group.name, range_.id, rejected_rows, dead_rows)
-        topic.count_settled(group, range_, rejected_rows, dead_rows)
-        group.remove(range_)
-        group.last_ack_s = s.now
-        s.counters.settled += 1
+    def _settle(
+        self, topic: Topic, group: Group, range_: Range, rejected_rows: int, dead: list[int], reason: str
+    ) -> None:
+        if range_.state == BURYING:
+            return
+        dead = [offset for offset in dead if range_.first <= offset <= range_.last]
+        if dead and group.config.durable:
+            self.delivering.burying.bury(topic, group, range_, dead, reason, rejected_rows=rejected_rows)
+        else:
+            self.delivering.settled(topic, group, range_, rejected_rows, 0)
 
     def nack(self, peer: Consumer, h: Header, frames: list[bytes]) -> None:
         """The current holder gives a range back: released, failed (counted, backed off) or dead."""
         s = self.s
         topic, group = peer.topic, peer.group
-        range_ = group.ranges.get(h.a)
-        # After a restart the count of deliveries may lie behind the attempt that a member who kept the range knows of.
-        if range_ is None or h.f != group.generation or range_.holder is not peer.member or h.e < range_.deliveries:
+        range_ = self._held(peer, h)
+        if range_ is None:
             return
         reason = frames[0].decode("utf-8", "replace") if frames else ""
         if h.flags & Flag.DEAD:
-            self.burying.bury(topic, group, range_, None, reason)
+            if group.config.durable:
+                self.delivering.burying.bury(topic, group, range_, None, reason)
+            else:
+                self.delivering.settled(topic, group, range_, 0, 0)
         elif h.flags & Flag.FAILURE:
             range_.failures += 1
             s.counters.failures += 1
             self._count(topic, group, range_)
             config = group.config
             backoff_s = min(config.retry_backoff_max_s, config.retry_backoff_s * 2 ** (range_.failures - 1))
-            self._return(topic, group, range_, s.now + backoff_s * (0.5 + s.rng.random() / 2))
+            self.give_back(topic, group, range_, s.now + backoff_s * (0.5 + s.rng.random() / 2))
         else:
             # Released: no counter moves (R23). A moment's pause, so that it does not bounce.
             group.make_ready(range_, s.now + group.config.seal_interval_ms / 1000, s.now)
             range_.maybe_repeat = True
 
     def working(self, peer: Consumer, h: Header) -> None:
-        range_ = peer.group.ranges.get(h.a)
-        if range_ is not None and range_.holder is peer.member:
-            range_.waiting = h.g == WorkState.WAITING
-            range_.taken_s = max(range_.taken_s, self.s.now) if range_.waiting else range_.taken_s
-
-    # --- sealing and delivery --------------------------------------------------------------------------------------
-
-    def pump(self, topic: Topic, group: Group) -> float:
-        """Seal and deliver what can be; returns when this group wants to be looked at again."""
-        s = self.s
-        now = s.now
-        group.wake_delayed(now)
-        while group.ready and not group.paused:
-            if group.config.mode == "ordered":
-                if not self._deliver_ordered(topic, group):
-                    break
-                continue
-            member = group.next_member()
-            if member is None:
-                break
-            range_ = group.next_ready()
-            if range_ is None:
-                break
-            self._deliver(topic, group, range_, member)
-        deadline = group.delayed[0][0] if group.delayed else _FOREVER
-        if group.paused or topic.stopped:
-            return deadline
-        return min(deadline, self._seal(topic, group))
-
-    def _seal(self, topic: Topic, group: Group) -> float:
-        """Cut ranges while members have credit for them (R24); returns when the next one is due."""
-        s = self.s
-        config = group.config
-        deadline = _FOREVER
-        n = len(topic.partitions)
-        for step in range(n):
-            index = (group.next_partition + step) % n
-            part, gp = topic.partitions[index], group.parts[index]
-            while True:
-                end = part.next_offset if config.durable else part.durable_offset
-                if gp.sealed_next >= end or gp.cutting:
-                    gp.waiting_since_s = None
-                    break
-                if gp.waiting_since_s is None:
-                    gp.waiting_since_s = s.now
-                if group.free_credit <= 0 or (config.mode == "ordered" and gp.outstanding):
-                    break
-                rows = part.rows_total - gp.rows_before
-                size = part.bytes_total - gp.bytes_before
-                if rows < config.max_rows and size < config.max_bytes:
-                    due = gp.waiting_since_s + config.linger_ms / 1000
-                    if group.idle:
-                        due = min(due, group.last_seal_s + config.seal_interval_ms / 1000)
-                    if s.now < due:
-                        deadline = min(deadline, due)
-                        break
-                if gp.sealed_next < part.base:
-                    end = min(end, part.durable_offset)
-                    gp.cutting = True
-                    s.fx.cuts.append(
-                        CutAsk(
-                            topic.name, group.name, index, gp.sealed_next, end, config.max_rows, config.max_bytes, False
-                        )
-                    )
-                    break
-                cut = part.cut(gp.sealed_next, gp.rows_before, gp.bytes_before, config.max_rows, config.max_bytes)
-                if cut is None:
-                    break
-                last = cut.last
-                if last >= end:
-                    break
-                self._sealed(topic, group, index, last, cut.rows, cut.bytes)
-                if topic.sticky == index and rows >= config.max_rows:
-                    topic.sticky = (index + 1) % n
-        group.next_partition = (group.next_partition + 1) % n
-        return deadline
-
-    def _sealed(self, topic: Topic, group: Group, index: int, last: int, rows: int, size: int) -> None:
-        s = self.s
-        gp = group.parts[index]
-        range_ = topic.new_range(group.name, index, gp.sealed_next, last, rows, size)
-        range_.maybe_repeat = gp.sealed_next < gp.repeat_below
-        gp.sealed_next = last + 1
-        gp.rows_before += rows
-        gp.bytes_before += size
-        gp.waiting_since_s = None
-        group.last_seal_s = s.now
-        group.add(range_)
-        if group.config.durable:
-            topic.journal(SEAL, group.name, range_.id, index, range_.first, last, rows, size)
-            topic.commit.sealed.append(range_)
-        else:
-            group.make_ready(range_, s.now, s.now)
-
-    def durable(self, topic: Topic, sealed: list[Range]) -> None:
-        """The seals (and what they cover) are synced: the ranges may be delivered (R9)."""
-        for range_ in sealed:
-            group = topic.groups.get(range_.group)
-            if group is not None and group.ranges.get(range_.id) is range_ and range_.state == SEALING:
-                group.make_ready(range_, self.s.now, self.s.now)
-
-    def cut_done(self, ask: CutAsk, last: int, rows: int, size: int) -> None:
-        topic = self.s.topics.get(ask.topic)
-        group = topic.groups.get(ask.group) if topic else None
-        if topic is None or group is None:
-            return
-        gp = group.parts[ask.partition]
-        gp.cutting = False
-        if ask.measure:
-            part = topic.partitions[ask.partition]
-            # Since the question was asked only appends happened, and they stand in the totals on both sides.
-            gp.rows_before = part.rows_total - self._behind(part, ask.end)[0] - rows
-            gp.bytes_before = part.bytes_total - self._behind(part, ask.end)[1] - size
-        elif gp.sealed_next == ask.first and last >= ask.first:
-            self._sealed(topic, group, ask.partition, last, rows, size)
+        range_ = self._held(peer, h)
+        if range_ is not None:
+            waiting = h.g == WorkState.WAITING
+            if waiting or range_.waiting:
+                range_.taken_s = self.s.now  # time spent waiting for the store does not count (R23)
+            range_.waiting = waiting
 
     @staticmethod
-    def _behind(part: Any, offset: int) -> tuple[int, int]:
-        """Rows and bytes from ``offset`` to the end, which lies in the tail."""
-        i = offset - part.base
-        if i <= 0:
-            return 0, 0
-        if not part.entries or i > len(part.entries):
-            return 0, 0
-        entry = part.entries[i - 1]
-        return part.rows_total - entry[0], part.bytes_total - entry[1]
-
-    def measure(self, topic: Topic, group: Group) -> None:
-        """Running totals before a start in the middle of the log are asked from the log."""
-        for part, gp in zip(topic.partitions, group.parts, strict=True):
-            if part.first_offset < part.durable_offset and 0 < gp.sealed_next < part.durable_offset:
-                gp.cutting = True
-                self.s.fx.cuts.append(
-                    CutAsk(
-                        topic.name, group.name, part.index, gp.sealed_next, part.durable_offset, 1 << 62, 1 << 62, True
-                    )
-                )
-
-    def _deliver_ordered(self, topic: Topic, group: Group) -> bool:
-        """Ordered mode: partitions are shared out among members; a range goes to its partition's member."""
-        members = sorted((m for m in group.members.values() if m.gone_s is None), key=lambda m: m.id)
-        if not members:
-            return False
-        for _ in range(len(group.ready)):
-            range_ = group.next_ready()
-            if range_ is None:
-                return False
-            member = members[range_.partition % len(members)]
-            if member.has_credit:
-                self._deliver(topic, group, range_, member)
-                return True
-            group.ready.append(range_)
-        return False
-
-    def _deliver(self, topic: Topic, group: Group, range_: Range, member: Member) -> None:
-        s = self.s
-        group.hold(range_, member, s.now)
-        member.delivered += 1
-        range_.deliveries += 1
-        if range_.deliveries > 1:
-            range_.maybe_repeat = True
-            group.redelivered += 1
-            s.counters.redeliveries += 1
-        tail = topic.partitions[range_.partition].slice(range_.first, range_.last)
-        if tail is None:
-            s.fx.reads.append(
-                Read(
-                    READ_TO_DELIVER,
-                    topic.name,
-                    group.name,
-                    range_.id,
-                    range_.partition,
-                    range_.first,
-                    range_.last,
-                    range_.deliveries,
-                )
-            )
-            return
-        self._send(topic, group, range_, member, *tail)
-
-    def _send(
-        self, topic: Topic, group: Group, range_: Range, member: Member, records: bytes, payloads: bytes, count: int
-    ) -> None:
-        s = self.s
-        s.counters.deliveries += 1
-        s.counters.delivered_rows += range_.rows
-        s.fx.sends.append(
-            (
-                member.conn,
-                [
-                    protocol.pack(
-                        Type.DELIVER,
-                        member.generation,
-                        flags=Flag.MAYBE_REPEAT if range_.maybe_repeat else 0,
-                        partition=range_.partition,
-                        n=count,
-                        a=range_.id,
-                        b=range_.first,
-                        c=range_.last,
-                        d=(topic.epoch << 32) | group.generation,
-                        e=range_.deliveries,
-                        f=group.generation,
-                    ),
-                    records,
-                    payloads,
-                ],
-            )
-        )
-
-    def read_done(self, read: Read, records: bytes, payloads: bytes) -> None:
-        """What was read to deliver or to split has come."""
-        s = self.s
-        topic = s.topics.get(read.topic)
-        group = topic.groups.get(read.group) if topic else None
-        range_ = group.ranges.get(read.range_id) if group else None
-        if topic is None or group is None or range_ is None:
-            return
-        if read.purpose == READ_TO_DELIVER:
-            if range_.state == HELD and range_.deliveries == read.attempt and range_.holder is not None:
-                self._send(
-                    topic, group, range_, range_.holder, records, payloads, len(records) // protocol.RECORD.itemsize
-                )
-        elif read.purpose == READ_TO_SPLIT and range_.state == BURYING:
-            self._split(topic, group, range_, records)
-
-    def read_failed(self, read: Read) -> None:
-        """The log could not be read just now: the range goes back in line, a moment later."""
-        s = self.s
-        topic = s.topics.get(read.topic)
-        group = topic.groups.get(read.group) if topic else None
-        range_ = group.ranges.get(read.range_id) if group else None
-        if group is None or range_ is None:
-            return
-        if range_.state == BURYING or (range_.state == HELD and range_.deliveries == read.attempt):
-            group.make_ready(range_, s.now + _READ_RETRY_S, s.now)
-
-    def cut_failed(self, ask: CutAsk) -> None:
-        topic = self.s.topics.get(ask.topic)
-        group = topic.groups.get(ask.group) if topic else None
-        if group is not None:
-            group.parts[ask.partition].cutting = False
-
-    def _ask_split(self, topic: Topic, group: Group, range_: Range) -> None:
-        group.release(range_)
-        range_.state = BURYING
-        tail = topic.partitions[range_.partition].slice(range_.first, range_.last)
-        if tail is not None:
-            self._split(topic, group, range_, tail[0])
-            return
-        self.s.fx.reads.append(
-            Read(READ_TO_SPLIT, topic.name, group.name, range_.id, range_.partition, range_.first, range_.last, 0)
-        )
-
-    def _split(self, topic: Topic, group: Group, range_: Range, records: bytes) -> None:
-        """Into single batches with ids of their own, durably (R21): the one that kills is found, the rest goes on."""
-        children: list[list[int]] = []
-        offsets = [(r[0], r[4], r[6]) for r in protocol.RECORD_STRUCT.iter_unpack(records)]
-        for offset, rows, size in offsets:
-            children.append([topic.next_range_id, offset, offset, rows, size])
-            topic.next_range_id += 1
-        if not children:  # nothing but voids and gaps
-            self.settled(topic, group, range_, 0, 0)
-            return
-        # Voids and gaps between records belong to the record before them, the leading ones to the first.
-        children[0][1] = range_.first
-        for child, after in pairwise(children):
-            child[2] = after[1] - 1
-        children[-1][2] = range_.last
-        topic.journal(SPLIT_ENTRY, group.name, range_.id, children)
-        topic.commit.sealed.extend(topic.split(group, range_, children))
+    def _held(peer: Consumer, h: Header) -> Range | None:
+        """The range that a NACK or WORKING is about, if it comes from the current attempt (R21)."""
+        range_ = peer.group.ranges.get(h.a)
+        if range_ is None or h.f != peer.group.generation or h.e != range_.deliveries:
+            return None
+        return range_ if range_.holder is peer.member else None
 
     # --- time ------------------------------------------------------------------------------------------------------
 
@@ -489,24 +277,46 @@ class Consuming:
         s = self.s
         for conn, peer in [(c, p) for c, p in s.peers.items() if isinstance(p, Consumer)]:
             member, config = peer.member, peer.group.config
-            lost = member.gone_s is not None and s.now - member.gone_s > s.config.reconnect_grace_s
-            if lost or s.now - member.last_seen_s > config.ack_timeout_s:
+            if member.gone_s is not None and s.now - member.gone_s > s.config.reconnect_grace_s:
                 self._remove(peer, died=True)
                 continue
-            for range_ in list(member.holding.values()):
-                if not range_.waiting and s.now - range_.taken_s > config.max_processing_s:
-                    range_.deaths += 1
-                    s.counters.deaths += 1
-                    self._count(peer.topic, peer.group, range_)
-                    self._return(peer.topic, peer.group, range_, s.now)
+            if s.now - member.last_seen_s > config.ack_timeout_s:
+                # It may hear us still: it is told, and what it held waits until it must have heard.
+                s.error(conn, member.generation, Code.NOT_WELCOME, f"silent for {config.ack_timeout_s:g} s", member.id)
+                self._remove(peer, died=True, wait_s=s.config.reconnect_grace_s)
+                continue
+            if not peer.group.paused:
+                self._end_long_work(peer)
             s.send(conn, protocol.pack(Type.HEARTBEAT, member.generation))
         for topic in s.topics.values():
             for group in list(topic.groups.values()):
                 if group.members or group.paused:
                     group.last_member_s = s.now
                 elif s.now - group.last_member_s > group.config.group_expiry_s:
-                    topic.groups.pop(group.name)
-                    topic.journal(GROUP_GONE, group.name)
+                    self.expire(topic, group)
+
+    def _end_long_work(self, peer: Consumer) -> None:
+        """A range that is held for too long, however lively its consumer is, goes to another one (R23)."""
+        s = self.s
+        member, group = peer.member, peer.group
+        limit_s = group.config.max_processing_s
+        for range_ in [r for r in member.holding.values() if not r.waiting and s.now - r.taken_s > limit_s]:
+            self.revoke(group, range_, f"held for {limit_s:g} s")
+            range_.deaths += 1
+            s.counters.deaths += 1
+            self._count(peer.topic, group, range_)
+            self.give_back(peer.topic, group, range_, s.now + s.config.reconnect_grace_s)
+
+    def expire(self, topic: Topic, group: Group) -> None:
+        """A durable group that nobody has used for long holds nothing back any more, and this is said loudly."""
+        topic.groups.pop(group.name)
+        topic.journal(GROUP_GONE, group.name)
+        self.s.fx.notices.append(
+            (
+                "a group without members has expired: it holds no data back any more",
+                {"topic": topic.name, "group": group.name, "after_s": group.config.group_expiry_s},
+            )
+        )
 
     def shift(self, pause_s: float) -> None:
         """The broker itself was paused: no peer was silent meanwhile (R23)."""
@@ -521,7 +331,36 @@ class Consuming:
                 peer.last_seen_s += pause_s
 
 
-def _read_options(options: dict[str, Any]) -> tuple[str, GroupConfig, str]:
+def _claims(options: dict[str, Any], topic: Topic) -> dict[int, int]:
+    """What a SUBSCRIBE says is still held: range id -> attempt. Of another log it means nothing here."""
+    holding = options.get("holding")
+    if options.get("log") != topic.uuid.hex() or not isinstance(holding, list):
+        return {}
+    return {
+        pair[0]: pair[1]
+        for pair in holding[:_HOLDING_MAX]
+        if isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, int) for x in pair)
+    }
+
+
+_NUMBERS: dict[str, float] = {
+    "max_rows": 1,
+    "max_bytes": 1,
+    "linger_ms": 0,
+    "seal_interval_ms": 0,
+    "ack_timeout_s": 5,
+    "max_processing_s": 1,
+    "max_attempts": 1,
+    "max_deaths": 1,
+    "retry_backoff_s": 0,
+    "retry_backoff_max_s": 0,
+    "group_expiry_s": 1,
+}
+"""Settings that a SUBSCRIBE may bring, and their least value. A lease must be longer than the silence after which a
+collector thinks it over."""
+
+
+def read_options(options: dict[str, Any]) -> tuple[str, GroupConfig, str]:
     """Group name, settings and start from a SUBSCRIBE; ValueError names what is wrong."""
     name = options.get("group", "")
     if not isinstance(name, str) or not protocol.valid_topic(name):
@@ -529,22 +368,17 @@ def _read_options(options: dict[str, Any]) -> tuple[str, GroupConfig, str]:
     start = options.get("start", "earliest")
     if start not in ("earliest", "latest"):
         raise ValueError(f"start must be earliest or latest, not {start!r:.40}")
-    settings = {k: options[k] for k in GroupConfig.__dataclass_fields__ if k in options}
+    for field, least in _NUMBERS.items():
+        value = options.get(field, least)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= 1e15:
+            raise ValueError(f"{field} must be a number of at least {least:g}, not {value!r:.40}")
+        whole = isinstance(getattr(GroupConfig, field), int)
+        if not math.isfinite(value) or (whole and value != int(value)):
+            raise ValueError(f"{field} must be a whole number, not {value!r:.40}")
+    settings = {k: options[k] for k in (*_NUMBERS, "mode", "durable") if k in options}
     config = GroupConfig.from_json(settings)
     if config.mode not in ("shared", "ordered"):
         raise ValueError(f"mode must be shared or ordered, not {config.mode!r:.40}")
-    for field in (
-        "max_rows",
-        "max_bytes",
-        "linger_ms",
-        "ack_timeout_s",
-        "max_processing_s",
-        "max_attempts",
-        "max_deaths",
-    ):
-        value = getattr(config, field)
-        if not isinstance(value, int | float) or isinstance(value, bool) or value < (0 if field == "linger_ms" else 1):
-            raise ValueError(f"{field} must be a positive number, not {value!r:.40}")
     if not isinstance(config.durable, bool):
         raise ValueError("durable must be true or false")
     if not config.durable and "start" not in options:
@@ -552,4 +386,4 @@ def _read_options(options: dict[str, Any]) -> tuple[str, GroupConfig, str]:
     return name, config, start
 
 
-__all__ = ["READY", "Consuming"]
+__all__ = ["HELD", "Consuming", "read_options"]

@@ -8,7 +8,7 @@ from zmqbroker.core.config import TopicConfig
 
 
 class Read(NamedTuple):
-    """Read [first, last] of a partition; answer with a READ event that carries ``purpose`` and ``range_id``."""
+    """Read [first, last] of a partition; answer with a READ or FAILED event that carries this very question."""
 
     purpose: int
     topic: str
@@ -18,6 +18,9 @@ class Read(NamedTuple):
     first: int
     last: int
     attempt: int
+    conn: bytes = b""
+    generation: int = 0
+    """To deliver: whose credit was taken for it, and in which conversation."""
 
 
 class CutAsk(NamedTuple):
@@ -31,6 +34,10 @@ class CutAsk(NamedTuple):
     max_rows: int
     max_bytes: int
     measure: bool
+    """The question is how much lies between ``first`` and ``end``."""
+    rows_before_end: int = 0
+    bytes_before_end: int = 0
+    """The partition's running totals before ``end``, when this was asked."""
 
 
 class Hand(NamedTuple):
@@ -44,9 +51,9 @@ class Hand(NamedTuple):
 
 
 class Effects:
-    """Lists to be run in this order: hands, sends, reads, cuts, opens."""
+    """Lists to be run in this order: hands, sends, reads, cuts, opens, notices."""
 
-    __slots__ = ("cuts", "hands", "opens", "reads", "sends")
+    __slots__ = ("cuts", "hands", "notices", "opens", "reads", "sends")
 
     def __init__(self) -> None:
         self.hands: list[Hand] = []
@@ -55,6 +62,8 @@ class Effects:
         self.reads: list[Read] = []
         self.cuts: list[CutAsk] = []
         self.opens: list[tuple[str, TopicConfig]] = []
+        self.notices: list[tuple[str, dict[str, object]]] = []
+        """What an operator should read in the log: (message, what it is about). Rare things only."""
 
     def clear(self) -> None:
         self.hands.clear()
@@ -62,3 +71,4 @@ class Effects:
         self.reads.clear()
         self.cuts.clear()
         self.opens.clear()
+        self.notices.clear()

@@ -36,6 +36,7 @@ class Range:
     """One sealed range."""
 
     __slots__ = (
+        "again",
         "bytes",
         "deaths",
         "deliveries",
@@ -45,8 +46,10 @@ class Range:
         "holder",
         "id",
         "last",
+        "letter",
         "maybe_repeat",
         "not_before_s",
+        "parent",
         "partition",
         "rows",
         "state",
@@ -71,6 +74,12 @@ class Range:
         self.not_before_s = 0.0
         self.taken_s = 0.0
         self.waiting = False
+        self.parent = 0
+        """Id of the range that this one was split from: an ack of it settles this too (R21)."""
+        self.again = False
+        """Given out once more on an operator's word: its token must not meet that of the first time (R27)."""
+        self.letter: int | None = None
+        """Offset of the dead letter that is redriven; None for what lies in the topic itself (R26)."""
 
     def to_state(self) -> list[object]:
         """What a snapshot keeps."""
@@ -84,6 +93,9 @@ class Range:
             self.deliveries,
             self.deaths,
             self.failures,
+            self.parent,
+            self.letter,
+            self.again,
         ]
 
 
@@ -126,7 +138,8 @@ class GroupPartition:
     def __init__(self, sealed_next: int, rows_before: int, bytes_before: int, repeat_below: int = 0) -> None:
         self.sealed_next = sealed_next
         self.repeat_below = repeat_below
-        """After a reset: what lies below was sealed once before, so it may be in the store already (R13, R27)."""
+        """What lies below may have been delivered before (a reset, a lost journal, another group), so it may be in the
+        store already (R13, R27)."""
         self.rows_before = rows_before
         """Running total of the partition's rows before ``sealed_next``."""
         self.bytes_before = bytes_before
@@ -141,7 +154,7 @@ class GroupPartition:
         """Every offset below is settled for this group."""
         if not self.outstanding:
             return self.sealed_next
-        return min(r.first for r in self.outstanding.values())
+        return min(min(r.first for r in self.outstanding.values()), self.sealed_next)
 
 
 class Group:
@@ -164,6 +177,14 @@ class Group:
         self.last_ack_s: float | None = None
         self.last_member_s = 0.0
         self.paused = False
+        self.paused_at_s = 0.0
+        self.quiet_until_s = 0.0
+        """After a reset: until all who held something have heard that they hold it no more (R14)."""
+        self.owners: dict[int, int] = {}
+        """Ordered mode: the member (its id) that each partition belongs to (R25)."""
+        self.order_breaks = 0
+        self.lost_messages = 0
+        """Offsets that this group should have been given and that are no more (R28)."""
         self.settled_rows = 0
         self.settled_messages = 0
         self.rejected_rows = 0
@@ -189,7 +210,8 @@ class Group:
         group.settled_rows, group.settled_messages, group.rejected_rows, group.dead_rows = state["counters"]
         for r in state["ranges"]:
             range_ = Range(r[0], group.name, *r[1:6])
-            range_.deliveries, range_.deaths, range_.failures = r[6:9]
+            range_.deliveries, range_.deaths, range_.failures, range_.parent, range_.letter = r[6:11]
+            range_.again = r[11]
             group.add(range_)
         return group
 
@@ -220,6 +242,37 @@ class Group:
         else:
             range_.state = READY
             self.ready.append(range_)
+
+    def resume(self, now: float) -> None:
+        """Clocks go on where they stood when the group was paused (R25)."""
+        paused_s = now - self.paused_at_s
+        self.paused = False
+        self.delayed = [(at + paused_s, range_id) for at, range_id in self.delayed]
+        for range_ in self.ranges.values():
+            range_.not_before_s += paused_s
+            range_.taken_s += paused_s
+        for gp in self.parts:
+            gp.waiting_since_s = None
+
+    def owner(self, partition: int) -> Member | None:
+        """Ordered mode: whose ``partition`` is, when a range of it is to be given out. None while nobody is there.
+
+        It stays with its member while that one lives and has no more than its share; so what is given out again after
+        a failure goes to the same one, and a newcomer gets its share as ranges are acked (R25).
+        """
+        members = {m.id: m for m in self.members.values()}
+        if not members:
+            return None
+        owned: dict[int, int] = dict.fromkeys(members, 0)
+        for member_id in self.owners.values():
+            if member_id in owned:
+                owned[member_id] += 1
+        share = -(-len(self.parts) // len(members))
+        owner = members.get(self.owners.get(partition, -1))
+        if owner is None or owned[owner.id] > share:
+            owner = members[min(owned, key=lambda i: (owned[i], i))]
+            self.owners[partition] = owner.id
+        return owner
 
     def hold(self, range_: Range, member: Member, now: float) -> None:
         range_.state = HELD

@@ -15,7 +15,7 @@ from zmqbroker.core.config import TopicConfig
 from zmqbroker.core.group import Group, GroupPartition
 from zmqbroker.core.session import Session
 from zmqbroker.core.state import Consumer
-from zmqbroker.core.topic import GROUP, GROUP_GONE, Topic, totals_before
+from zmqbroker.core.topic import GROUP, GROUP_GONE, PAUSED, REDRIVEN, Topic, totals_before
 from zmqbroker.protocol import Type
 
 if TYPE_CHECKING:
@@ -35,8 +35,12 @@ class Operating:
 
     def pause(self, topic: Topic, group: Group, paused: bool) -> None:
         """A paused group gets nothing new; what its members hold they may still settle. It does not expire (R20)."""
-        group.paused = paused
-        self._keep(topic, group)
+        if paused and not group.paused:
+            group.paused, group.paused_at_s = True, self.s.now
+        elif not paused and group.paused:
+            group.resume(self.s.now)
+        if group.config.durable:
+            topic.journal(PAUSED, group.name, paused)
 
     def delete_group(self, topic: Topic, group: Group) -> None:
         """The group and its position are gone; its members are told to go."""
@@ -60,14 +64,18 @@ class Operating:
         fresh.paused, fresh.last_member_s = group.paused, self.s.now
         fresh.settled_rows, fresh.settled_messages = group.settled_rows, group.settled_messages
         fresh.rejected_rows, fresh.dead_rows = group.rejected_rows, group.dead_rows
+        if any(member.holding for member in group.members.values()):
+            # Other bounds than those that are being worked on: all must have heard first (R14).
+            fresh.quiet_until_s = self.s.now + self.s.config.reconnect_grace_s
         for member in list(group.members.values()):
-            member.holding.clear()
+            for range_ in list(member.holding.values()):
+                self._core.consuming.revoke(group, range_, "the group was reset")
             fresh.enter(member)
             peer = self.s.peers.get(member.conn)
             if isinstance(peer, Consumer):
                 peer.group = fresh
         topic.groups[group.name] = fresh
-        self._core.consuming.measure(topic, fresh)
+        self._core.delivering.measure(topic, fresh)
         self._keep(topic, fresh)
         return fresh
 
@@ -78,13 +86,32 @@ class Operating:
         """
         made = []
         for partition, first, last, rows, size in ranges:
+            gp = group.parts[partition]
+            if last >= gp.sealed_next or any(r.first <= last and first <= r.last for r in gp.outstanding.values()):
+                continue  # it is being delivered, or will be, anyway
             range_ = topic.new_range(group.name, partition, first, last, rows, size)
-            range_.maybe_repeat = True
+            range_.maybe_repeat = range_.again = True
             group.add(range_)
             made.append(range_)
         topic.commit.sealed.extend(made)
         self._keep(topic, group)
         return [range_.id for range_ in made]
+
+    def redrive(
+        self, topic: Topic, group: Group, letter: int, partition: int, offset: int, rows: int, size: int
+    ) -> int | None:
+        """Deliver a dead letter of ``topic`` to its group alone, doubtful, under its old address; the range's id (R26).
+
+        ``letter`` is its offset in the dead-letter topic, the rest is its origin. It stays there until it is stored.
+        None where it is being redriven already.
+        """
+        if any(r.letter == letter for r in group.ranges.values()):
+            return None
+        range_ = topic.redriven(group, topic.next_range_id, partition, offset, rows, size, letter)
+        if group.config.durable:
+            topic.journal(REDRIVEN, group.name, range_.id, partition, offset, rows, size, letter)
+        topic.commit.sealed.append(range_)
+        return range_.id
 
     def _keep(self, topic: Topic, group: Group) -> None:
         if group.config.durable:
@@ -104,8 +131,7 @@ class Operating:
     def _dismiss(self, topic: Topic, group: Group, conn: bytes) -> None:
         member = group.members.get(conn)
         if member is not None:
-            self.s.send(conn, protocol.pack(Type.BYE, member.generation))
-            self._core.consuming.bye(Consumer(topic, group, member))
+            self._core.consuming.dismiss(Consumer(topic, group, member))
 
     # --- topics
 
@@ -144,7 +170,7 @@ class Operating:
                     )
                     moved = True
             if moved:
-                self._core.consuming.measure(topic, group)
+                self._core.delivering.measure(topic, group)
                 self._keep(topic, group)
         if gone:
             topic.wants_roll = True

@@ -37,8 +37,8 @@ class Partition:
         "first_offset",
         "index",
         "next_offset",
+        "resent",
         "rows_total",
-        "stopped",
     )
 
     def __init__(self, index: int) -> None:
@@ -53,6 +53,8 @@ class Partition:
         """Offset of ``entries[0]``."""
         self.entries: list[tuple[int, int, bytes, bytes | None]] = []
         """(rows_total, bytes_total, packed record, payload or None if void), totals after this entry."""
+        self.resent: list[int] = []
+        """Offsets of batches that another log may hold too, not yet settled by every group (R7)."""
 
     def append(self, rows: int, record: bytes, payload: bytes) -> None:
         """Take the record of ``next_offset`` into the tail."""
@@ -105,7 +107,7 @@ class Partition:
         if not entries:
             return 0
         first = entries[0]
-        return entries[-1][1] - first[1] + len(first[3] or b"") + ENTRY_OVERHEAD_BYTES * len(entries)
+        return entries[-1][1] - first[1] + _length(first) + ENTRY_OVERHEAD_BYTES * len(entries)
 
     def shrink(self, target_bytes: int) -> None:
         """Forget the oldest entries that are durable until the tail is at most ``target_bytes``."""
@@ -115,7 +117,7 @@ class Partition:
         if over <= 0 or durable <= 0:
             return
         lo, hi = 0, durable
-        start = entries[0][1] - len(entries[0][3] or b"")
+        start = entries[0][1] - _length(entries[0])
         while lo < hi:
             mid = (lo + hi) // 2
             if entries[mid][1] - start + ENTRY_OVERHEAD_BYTES * (mid + 1) < over:
@@ -125,3 +127,8 @@ class Partition:
         gone = min(lo + 1, durable)
         del entries[:gone]
         self.base += gone
+
+
+def _length(entry: tuple[int, int, bytes, bytes | None]) -> int:
+    """Of an entry's payload, as it counts in the totals: a void's is gone, its bytes still stand in them."""
+    return int.from_bytes(entry[2][44:48], "little")

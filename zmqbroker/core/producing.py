@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from crc32c import crc32c
+
 from zmqbroker import protocol
 from zmqbroker.core.session import Session
 from zmqbroker.core.state import State
-from zmqbroker.core.topic import FORGET, KIND_DATA, Commit, Topic
+from zmqbroker.core.topic import FORGET, KIND_DATA, RESENT, Commit, Topic
 from zmqbroker.protocol import MESSAGE_OVERHEAD_BYTES, NO_PARTITION, RECORD_STRUCT, Code, Flag, Header, Type
 
 _record = RECORD_STRUCT.pack
 _KEYED = int(Flag.KEYED)
+_RESENT = int(Flag.RESENT)
 
 
 class Producing:
@@ -17,6 +22,8 @@ class Producing:
 
     def __init__(self, state: State) -> None:
         self.s = state
+        self.end_conversation: Callable[[bytes], None]
+        """How the conversation on a connection is ended, whatever its kind (:meth:`Consuming.end`)."""
 
     def hello(self, conn: bytes, h: Header, frames: list[bytes]) -> None:
         """A producer begins a conversation for one session and one topic."""
@@ -44,11 +51,15 @@ class Producing:
 
     def _welcome(self, topic: Topic, conn: bytes, h: Header, name: str) -> None:
         s = self.s
+        peer = s.peers.get(conn)
+        if isinstance(peer, Session) and peer.id == h.a and peer.generation == h.generation:
+            self._say_welcome(topic, peer)  # asked twice, because the first answer took long
+            return
         session = s.sessions.get(h.a)
         known = session is not None and session.topic == topic.name
         if session is None:
             session = s.sessions[h.a] = Session(h.a, topic.name)
-            session.last_ms = s.wall_ms
+            session.last_ms = s.steady_ms
         elif not known:
             s.error(
                 conn,
@@ -67,6 +78,7 @@ class Producing:
                     session.conn, session.generation, Code.FENCED, "another run of this session has connected (R5)", h.a
                 )
             self.leave(session)
+        self.end_conversation(conn)
         known = known and (session.contig > 0 or bool(session.above))
         session.incarnation = h.b
         session.conn = conn
@@ -80,12 +92,18 @@ class Producing:
         s.pool.want(session, h.d)
         s.pool.share_out(self._may_have)
         s.pool.changed.pop(session.id, None)
+        session.known = known
+        self._say_welcome(topic, session)
+
+    def _say_welcome(self, topic: Topic, session: Session) -> None:
+        s = self.s
+        conn, generation = session.conn or b"", session.generation
         s.send(
             conn,
             protocol.pack(
                 Type.WELCOME,
-                h.generation,
-                flags=Flag.KNOWN if known else 0,
+                generation,
+                flags=Flag.KNOWN if session.known else 0,
                 a=session.id,
                 b=session.granted_bytes,
                 c=s.config.window_seqs,
@@ -97,9 +115,7 @@ class Producing:
             ),
         )
         if topic.stopped:
-            s.error(
-                conn, h.generation, Code.TOPIC_STOPPED, f"topic {topic.name} is stopped: {topic.stopped}", session.id
-            )
+            s.error(conn, generation, Code.TOPIC_STOPPED, f"topic {topic.name} is stopped: {topic.stopped}", session.id)
 
     def publish(self, session: Session, h: tuple, frames: list[bytes]) -> None:
         """One PUBLISH of a welcomed session in the right generation. The hot path."""
@@ -159,8 +175,11 @@ class Producing:
             part = topic.partitions[h[12] % len(topic.partitions)]
         else:
             part = topic.partitions[topic.sticky]
+        if h[3] & _RESENT:
+            part.resent.append(part.next_offset)
+            topic.journal(RESENT, part.index, part.next_offset)
         session.learn(seq, h[9])
-        session.last_ms = s.wall_ms
+        session.last_ms = s.steady_ms
         rows = h[6]
         topic.appends.append(
             (KIND_DATA, part.index, part.next_offset, session.id, seq, h[9], rows, s.wall_ms, h[11], payload)
@@ -206,10 +225,38 @@ class Producing:
 
     def leave(self, session: Session) -> None:
         """The conversation is over; the session stays known (R5)."""
-        if session.conn is not None:
-            self.s.peers.pop(session.conn, None)
-            session.conn = None
-            self.s.pool.leave(session)
+        self.s.leave(session)
+
+    def stopped(self, topic: Topic) -> None:
+        """The topic's log has stopped: what its producers hold of the pool is of no use to them, but to others."""
+        s = self.s
+        for session in [p for p in s.peers.values() if isinstance(p, Session) and p.topic == topic.name]:
+            s.error(
+                session.conn or b"",
+                session.generation,
+                Code.TOPIC_STOPPED,
+                f"topic {topic.name} is stopped: {topic.stopped}",
+                session.id,
+            )
+            self.leave(session)
+        self.share_out()
+
+    def unverified(self, topic: Topic) -> list[tuple[Session, int]]:
+        """(session, seq) of what the writer is about to refuse, because the payload does not match its checksum.
+
+        They are in hands that are not written yet, which come before a snapshot that is taken now. It must not call
+        them known: were the broker to die right after it, nothing would take its word back, and a batch that is in no
+        log would count as taken.
+        """
+        found = []
+        for commit in topic.commits:
+            if not commit.written:
+                for append in list(commit.data):  # the writer thread may take entries out of it
+                    if append[0] == KIND_DATA and append[8] != crc32c(append[9]):
+                        session = self.s.sessions.get(append[3])
+                        if session is not None and session.knows(append[4]):
+                            found.append((session, append[4]))
+        return found
 
     def written(self, topic: Topic, commit: Commit, bad: list[int]) -> None:
         """The records of a commit are in the log, those in ``bad`` as voids: their seqs must be sent again."""
@@ -222,13 +269,19 @@ class Producing:
             session = s.sessions.get(sid)
             if session is None:
                 continue
-            session.forget(seq)
+            self._forget(topic, session, seq)
             topic.journal(FORGET, sid, seq)
-            ack = commit.acks.get(sid)
-            if ack is not None:
-                ack[3] = [piece for r in ack[3] for piece in _without(r, seq)]
             self._refuse(session, seq, Code.BAD_CHECKSUM, "the payload does not match its checksum: send it again")
         commit.data = []
+
+    @staticmethod
+    def _forget(topic: Topic, session: Session, seq: int) -> None:
+        """``seq`` is in no log, though it was taken for known: nobody is to be told that it is safe."""
+        session.forget(seq)
+        for commit in (*topic.commits, topic.commit):
+            ack = commit.acks.get(session.id)
+            if ack is not None:
+                ack[3] = [piece for r in ack[3] for piece in _without(r, seq)]
 
     def ack(self, commit: Commit) -> None:
         """Tell the producers of a commit that their seqs are safe, with fresh credit in the same message."""
@@ -276,7 +329,7 @@ class Producing:
         silent_since = s.now - s.config.liveness_s
         for session in [p for p in s.peers.values() if isinstance(p, Session) and p.last_seen_s < silent_since]:
             self.leave(session)
-        oldest_ms = s.wall_ms - int(s.config.producer_expiry_s * 1000)
+        oldest_ms = s.steady_ms - int(s.config.producer_expiry_s * 1000)
         for session in [x for x in s.sessions.values() if x.conn is None and x.last_ms < oldest_ms]:
             del s.sessions[session.id]
         self.share_out()

@@ -26,7 +26,9 @@ class Session:
         "granted_bytes",
         "hungry",
         "id",
+        "idle_ms",
         "incarnation",
+        "known",
         "last_ms",
         "last_seen_s",
         "name",
@@ -43,11 +45,17 @@ class Session:
         self.contig = 0
         self.above: set[int] = set()
         self.last_ms = 0
+        """When a batch of it last came, on the broker's steady clock."""
+        self.idle_ms = 0
+        """How long before a snapshot that was. Ages are kept, not times: a clock that is set, or a long downtime, must
+        not make a session old (R5)."""
         self.last_seen_s = 0.0
         # The conversation; meaningless after a restart of the broker.
         self.conn: bytes | None = None
         self.generation = 0
         self.incarnation = 0
+        self.known = False
+        """Whether this conversation began with something of the session in the log."""
         # Credit, absolute within the generation: granted >= received >= freed.
         self.granted_bytes = 0
         self.received_bytes = 0
@@ -94,13 +102,13 @@ class Session:
             self.above.discard(seq)
 
     def state(self) -> list[object]:
-        """What a snapshot keeps: [id, floor, contig, ranges above, time of last record]."""
-        return [self.id, self.floor, self.contig, ranges_of(self.above), self.last_ms]
+        """What a snapshot keeps: [id, floor, contig, ranges above, idle milliseconds]."""
+        return [self.id, self.floor, self.contig, ranges_of(self.above), self.idle_ms]
 
     @classmethod
     def restore(cls, state: list, topic: str) -> Session:
         session = cls(state[0], topic)
-        session.floor, session.contig, session.last_ms = state[1], state[2], state[4]
+        session.floor, session.contig, session.idle_ms = state[1], state[2], state[4]
         for first, last in state[3]:
             session.above.update(range(first, last + 1))
         return session

@@ -13,7 +13,7 @@ from zmqbroker.core.credit import CreditPool
 from zmqbroker.core.effects import Effects
 from zmqbroker.core.group import Group, Member
 from zmqbroker.core.session import Session
-from zmqbroker.core.topic import Topic
+from zmqbroker.core.topic import DEAD_LETTERS, Topic
 from zmqbroker.protocol import Code, Type
 
 
@@ -66,11 +66,23 @@ class State:
         self.counters = Counters()
         self.now = 0.0
         self.wall_ms = 0
+        self.steady_ms = 0
+        """The time of day at the start, carried on by the monotonic clock: what is forgotten by age must not depend on
+        a clock that somebody sets."""
         self.waiting: dict[str, list[Callable[[], None]]] = {}
         """What waits for a topic to be opened."""
         self.opening: set[str] = set()
         self.topic_configs: dict[str, TopicConfig] = {}
         self.stopping = False
+        self.unmetered_bytes = 0
+        """What was appended without being counted as ingress: dead letters."""
+
+    def leave(self, session: Session) -> None:
+        """A producer's conversation is over; the session stays known (R5), its credit returns."""
+        if session.conn is not None:
+            self.peers.pop(session.conn, None)
+            session.conn = None
+            self.pool.leave(session)
 
     def send(self, conn: bytes, *frames: bytes) -> None:
         self.fx.sends.append((conn, list(frames)))
@@ -114,16 +126,19 @@ class State:
             self.fx.opens.append((name, config or self.topic_configs.get(name, self.topic_config)))
 
     def sessions_of(self, topic: Topic) -> list[Session]:
-        oldest_ms = self.wall_ms - int(self.config.producer_expiry_s * 1000)
-        return [
-            s
-            for s in self.sessions.values()
-            if s.topic == topic.name and (s.last_ms >= oldest_ms or s.conn is not None)
-        ]
+        """What a snapshot taken now keeps: the sessions of a topic that are not too old."""
+        expiry_ms = int(self.config.producer_expiry_s * 1000)
+        kept = []
+        for session in self.sessions.values():
+            if session.topic == topic.name:
+                session.idle_ms = max(0, self.steady_ms - session.last_ms)
+                if session.idle_ms <= expiry_ms or session.conn is not None:
+                    kept.append(session)
+        return kept
 
 
 def dead_letter_topic(topic: str) -> str:
-    return f"{topic}.dlq"
+    return topic + DEAD_LETTERS
 
 
 def envelope(origin: dict[str, object], payload: bytes) -> bytes:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from zmqbroker.core.config import GroupConfig, TopicConfig
 from zmqbroker.core.group import SEALING, Group, GroupPartition, Range
 from zmqbroker.core.partition import Partition
-from zmqbroker.core.session import Session
+from zmqbroker.core.session import Session, ranges_of
 
 if TYPE_CHECKING:
     from zmqbroker.storage.interface import Recovered
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 KIND_DATA: Final = 1
 KIND_CONTROL: Final = 2
 KIND_GAP: Final = 4
+DEAD_LETTERS: Final = ".dlq"
+"""What the name of a dead-letter topic ends with."""
 
 # Journal entries: JSON arrays, the first element says which.
 SEAL: Final = "s"  # group, range id, partition, first, last, rows, bytes
@@ -29,7 +31,11 @@ COUNTED: Final = "c"  # group, range id, deliveries, deaths, failures
 SPLIT: Final = "p"  # group, parent id, [[id, first, last, rows, bytes], ...]
 GROUP: Final = "g"  # the whole state of a group that was made or reset
 GROUP_GONE: Final = "x"  # group
-EPOCH: Final = "e"  # seal epoch
+EPOCH: Final = "e"  # seal epoch, next range id, offsets (a partition each) below which everything is doubtful
+RESENT: Final = "r"  # partition, offset of a batch that another log may hold too
+SKIPPED: Final = "k"  # group, partition, offset: what lay before it is no more
+PAUSED: Final = "z"  # group, whether it is paused
+REDRIVEN: Final = "l"  # group, range id, partition, offset, rows, bytes, offset of the letter
 FORGET: Final = "v"  # session id, seq: its payload failed the CRC after a snapshot may have counted it as known
 
 
@@ -66,6 +72,10 @@ class Topic:
         self.partitions = [Partition(i) for i in range(config.partitions)]
         self.groups: dict[str, Group] = {}
         self.next_range_id = 1
+        self.sealed_ever = [0] * config.partitions
+        """Per partition, the offset below which some durable group has sealed: what a group made later meets there may
+        be in its store already, put there under another name (R13)."""
+        self.letters = Letters() if name.endswith(DEAD_LETTERS) else None
         self.sticky = 0
         self.stopped = ""
         self.disk_bytes = 0
@@ -101,9 +111,15 @@ class Topic:
 
     def lose(self, partition: int, first: int, last: int, reason: str) -> None:
         """Write down that the disk has lost records, so that it is known and counted after a restart too (R28)."""
-        self.gaps.append((partition, first, last, reason))
-        self.lost_messages += last - first + 1
+        self._lost(partition, first, last, reason)
         self.appends.append((KIND_GAP, partition, first, 0, 0, last, 0, 0, -1, reason.encode()[:1000]))
+
+    def _lost(self, partition: int, first: int, last: int, reason: str) -> None:
+        self.gaps.append((partition, first, last, reason))
+        if self.letters is not None:
+            self.letters.done(first, last)
+        else:
+            self.lost_messages += last - first + 1
 
     def new_range(self, group: str, partition: int, first: int, last: int, rows: int, bytes: int) -> Range:
         range_ = Range(self.next_range_id, group, partition, first, last, rows, bytes)
@@ -113,9 +129,15 @@ class Topic:
     def floors(self) -> list[int] | None:
         """Per partition, the offset below which every durable group is done; None holds everything (R20)."""
         durable = [g for g in self.groups.values() if g.config.durable]
-        if not durable:
+        if self.letters is not None:
+            floors = [self.letters.floor] + [p.next_offset for p in self.partitions[1:]]
+        elif durable:
+            floors = [p.next_offset for p in self.partitions]
+        else:
             return None
-        return [min(g.parts[i].floor for g in durable) for i in range(len(self.partitions))]
+        for group in durable:
+            floors = [min(floor, gp.floor) for floor, gp in zip(floors, group.parts, strict=True)]
+        return floors
 
     def snapshot(self, sessions: list[Session]) -> bytes:
         """Everything that recovery must know, besides the records themselves."""
@@ -127,6 +149,8 @@ class Topic:
             "partitions": [[p.next_offset, p.rows_total, p.bytes_total] for p in self.partitions],
             "groups": [g.to_state() for g in self.groups.values() if g.config.durable],
             "sessions": [s.state() for s in sessions],
+            "sealed_ever": self.sealed_ever,
+            "resent": [p.resent for p in self.partitions],
         }
         return json.dumps(state, separators=(",", ":")).encode()
 
@@ -144,6 +168,9 @@ class Topic:
                 self.groups[group_state["name"]] = Group.from_state(group_state)
             for session_state in state["sessions"]:
                 sessions[session_state[0]] = Session.restore(session_state, self.name)
+            self.sealed_ever = state["sealed_ever"]
+            for part, resent in zip(self.partitions, state["resent"], strict=False):
+                part.resent = resent
         for entry in recovered.entries:
             if entry[0] == "control":
                 self.apply(json.loads(entry[1]), sessions)
@@ -154,22 +181,36 @@ class Topic:
             part.next_offset = max(part.next_offset, next_offset, sealed)
             part.durable_offset = part.base = part.next_offset
         for gap in recovered.gaps:
-            self.gaps.append(tuple(gap))
-            self.lost_messages += gap.last - gap.first + 1
+            self._lost(*gap)
         for group in self.groups.values():
             group.last_member_s = now
             for range_ in list(group.ranges.values()):
                 range_.maybe_repeat = True
+        if recovered.journal_damaged:
+            self._doubt_everything()
         return sessions
+
+    def _doubt_everything(self) -> None:
+        """Seals and acks were lost with the journal: what was given out, under which bounds and ids, is not known.
+
+        So everything that is there counts as given out once (R13), and ids and tokens begin where none has been (R21).
+        """
+        self.epoch += 1
+        self.next_range_id += 1 << 32
+        self.sealed_ever = [p.next_offset for p in self.partitions]
+        for group in self.groups.values():
+            for part, gp in zip(self.partitions, group.parts, strict=True):
+                gp.repeat_below = part.next_offset
+        self.journal(EPOCH, self.epoch, self.next_range_id, self.sealed_ever)
 
     def _replay(self, partition: int, records: Any, sessions: dict[int, Session]) -> None:
         part = self.partitions[partition]
-        for offset, sid, seq, lowest, rows, time_ms, length in records.tolist():
+        for offset, sid, seq, lowest, rows, _, length in records.tolist():
             session = sessions.get(sid)
             if session is None:
                 session = sessions[sid] = Session(sid, self.name)
             session.learn(seq, lowest)
-            session.last_ms = time_ms
+            session.idle_ms = 0
             part.next_offset = max(part.next_offset, offset + 1)
             part.rows_total += rows
             part.bytes_total += length
@@ -186,7 +227,13 @@ class Topic:
             self.groups[entry[1]["name"]] = Group.from_state(entry[1])
             return
         if kind == EPOCH:
-            self.epoch = entry[1]
+            _, self.epoch, self.next_range_id, self.sealed_ever = entry
+            for each in self.groups.values():
+                for gp, below in zip(each.parts, self.sealed_ever, strict=True):
+                    gp.repeat_below = max(gp.repeat_below, below)
+            return
+        if kind == RESENT:
+            self.partitions[entry[1]].resent.append(entry[2])
             return
         group = self.groups.get(entry[1])
         if group is None:
@@ -199,6 +246,7 @@ class Topic:
             gp.rows_before += rows
             gp.bytes_before += size
             self.next_range_id = max(self.next_range_id, range_id + 1)
+            self.sealed_ever[partition] = max(self.sealed_ever[partition], last + 1)
         elif kind == SETTLED:
             range_ = group.ranges.get(entry[2])
             if range_ is not None:
@@ -214,6 +262,32 @@ class Topic:
                 self.split(group, parent, entry[3])
         elif kind == GROUP_GONE:
             self.groups.pop(entry[1], None)
+        elif kind == SKIPPED:
+            self.skip(group, entry[2], entry[3])
+        elif kind == PAUSED:
+            group.paused = entry[2]
+        elif kind == REDRIVEN:
+            self.redriven(group, *entry[2:])
+
+    @staticmethod
+    def skip(group: Group, partition: int, to: int) -> int:
+        """What the group has not sealed below ``to`` is no more; how many offsets that is."""
+        gp = group.parts[partition]
+        lost = max(0, to - gp.sealed_next)
+        group.lost_messages += lost
+        gp.sealed_next += lost
+        return lost
+
+    def redriven(
+        self, group: Group, range_id: int, partition: int, offset: int, rows: int, size: int, letter: int
+    ) -> Range:
+        """A dead letter goes to its group again, under the address that it had (R26)."""
+        range_ = Range(range_id, group.name, partition, offset, offset, rows, size)
+        range_.letter = letter
+        range_.maybe_repeat = range_.again = True
+        group.add(range_)
+        self.next_range_id = max(self.next_range_id, range_id + 1)
+        return range_
 
     @staticmethod
     def count_settled(group: Group, range_: Range, rejected_rows: int, dead_rows: int) -> None:
@@ -229,6 +303,7 @@ class Topic:
         for range_id, first, last, rows, size in children:
             child = Range(range_id, group.name, parent.partition, first, last, rows, size)
             child.maybe_repeat = True
+            child.parent = parent.id
             group.add(child)
             made.append(child)
             self.next_range_id = max(self.next_range_id, range_id + 1)
@@ -238,27 +313,57 @@ class Topic:
 def make_group(topic: Topic, name: str, config: GroupConfig, start: str) -> Group:
     """A new group at ``earliest`` or ``latest``. What lies before ``earliest`` may need measuring (see Core)."""
     parts = []
-    for part in topic.partitions:
+    for part, sealed_ever in zip(topic.partitions, topic.sealed_ever, strict=True):
+        at = part.first_offset
         if start == "latest":
             at = part.next_offset if config.durable else part.durable_offset
-            parts.append(GroupPartition(at, *totals_before(part, at)))
-        else:
-            parts.append(GroupPartition(part.first_offset, 0, 0))
+        repeat_below = sealed_ever if config.durable else 0
+        parts.append(GroupPartition(at, *totals_before(part, at), repeat_below))
     return Group(name, config, 1, parts)
 
 
 def totals_before(part: Partition, offset: int) -> tuple[int, int]:
-    """Running totals before an offset that lies in the tail or at the end."""
+    """Running totals before an offset that lies in the tail or at the end; below the tail, those before the tail."""
     i = offset - part.base
-    if i <= 0:
-        if not part.entries:
-            return part.rows_total, part.bytes_total
-        first = part.entries[0]
-        # The tail's first entry holds the totals after itself; its own rows stand in its packed record.
-        rows = int.from_bytes(first[2][32:36], "little")
-        return first[0] - rows, first[1] - len(first[3] or b"")
-    entry = part.entries[i - 1]
-    return entry[0], entry[1]
+    if i > 0:
+        entry = part.entries[i - 1]
+        return entry[0], entry[1]
+    if not part.entries:
+        return part.rows_total, part.bytes_total
+    first = part.entries[0]
+    # The tail's first entry holds the totals after itself; its own rows and length stand in its packed record.
+    rows = int.from_bytes(first[2][32:36], "little")
+    length = int.from_bytes(first[2][44:48], "little")
+    return first[0] - rows, first[1] - length
 
 
-__all__ = ["SEALING", "Commit", "Topic", "make_group", "totals_before"]
+class Letters:
+    """Which dead letters of a dead-letter topic are still there: all but those that a gap tells of.
+
+    A letter that was dropped, or redriven and stored, becomes a gap of its topic.
+    """
+
+    def __init__(self) -> None:
+        self.floor = 0
+        """Everything below is done."""
+        self.above: set[int] = set()
+
+    def done(self, first: int, last: int) -> None:
+        """Offsets ``first`` to ``last`` are done with."""
+        self.above.update(range(max(first, self.floor), last + 1))
+        while self.floor in self.above:
+            self.above.discard(self.floor)
+            self.floor += 1
+
+    def __contains__(self, offset: int) -> bool:
+        return offset >= self.floor and offset not in self.above
+
+    def live(self, end: int) -> list[list[int]]:
+        """Ranges of offsets below ``end`` that are still there."""
+        return ranges_of(o for o in range(self.floor, end) if o not in self.above)
+
+    def count(self, end: int) -> int:
+        return max(0, end - self.floor - len(self.above))
+
+
+__all__ = ["SEALING", "Commit", "Letters", "Topic", "make_group", "totals_before"]
