@@ -36,7 +36,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError, NewConnectionError
 
-from clickhouse.errors import OutcomeUnknown, StoreError, StoreNotReady, StoreUnavailable, from_code
+from clickhouse.errors import OutcomeUnknown, StoreError, StoreNotReady, StoreRefused, StoreUnavailable, from_code
 
 if TYPE_CHECKING:
     import pyarrow
@@ -273,10 +273,10 @@ class StoreConnection(_Reader):
             found = self.query(
                 f"SELECT toString(dictGet('{self.address.database}.boot', 'id', toUInt64(0)))",
             )
-        except StoreError as e:
-            if isinstance(e, StoreUnavailable):
+        except StoreRefused as e:
+            if e.code not in (36, 60, 81):
                 raise
-            # No such dictionary yet: the schema is not there. assert_server() says so where it matters.
+            # No such dictionary, or database: the schema is not there yet. check_boot_id() says so where it matters.
             return ""
         return str(found[0][0])
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import email.parser
 import email.policy
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import BinaryIO, Final
 from urllib.parse import parse_qsl
@@ -85,19 +87,54 @@ def parse_target(target: str) -> tuple[str, dict[str, str]]:
     return path, dict(parse_qsl(query, keep_blank_values=True, max_num_fields=10_000))
 
 
-def read_body(source: BinaryIO, headers: Mapping[str, str], bytes_max: int, deadline: float) -> bytes:
+class Budget:
+    """Bytes of all bodies that are held at a time: a bound of the server's memory, whatever clients send."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self._lock = threading.Lock()
+        self._held = 0
+
+    @contextmanager
+    def reserve(self) -> Iterator[Callable[[int], None]]:
+        """Gives a function that takes bytes, or raises :class:`EngineError` 241; all are given back at the end."""
+        mine = 0
+
+        def take(size: int) -> None:
+            nonlocal mine
+            with self._lock:
+                # A single body may be as long as --max-body says, however little the budget is.
+                if self._held and self._held + size > self.bytes_max:
+                    raise EngineError.of(
+                        241, "MEMORY_LIMIT_EXCEEDED", f"Bodies of {self._held} bytes are being read: try again shortly"
+                    )
+                self._held += size
+            mine += size
+
+        try:
+            yield take
+        finally:
+            with self._lock:
+                self._held -= mine
+
+
+def read_body(
+    source: BinaryIO, headers: Mapping[str, str], bytes_max: int, deadline: float, take: Callable[[int], None]
+) -> bytes:
     """The whole body. Raises :class:`BodyCut`, or :class:`EngineError` if it is longer than ``bytes_max``.
 
+    ``take`` is told sizes before they are read and raises where there is no room.
     It blocks for as long as the client takes; :class:`clickhouse.embedded.watch.Watcher` ends that by the deadline.
     """
     if "chunked" in headers.get("Transfer-Encoding", "").lower():
-        body = _read_chunked(source, bytes_max)
+        body = _read_chunked(source, bytes_max, take)
     else:
         length = headers.get("Content-Length", "0") or "0"
         if not length.isdecimal():
             raise BodyCut(f"Content-Length {length!r} is no number")
         if int(length) > bytes_max:
             raise _too_large(bytes_max)
+        take(int(length))
         body = source.read(int(length)) if int(length) else b""
         if len(body) != int(length):
             raise BodyCut(f"{len(body)} of {length} bytes came")
@@ -112,7 +149,7 @@ def _too_large(bytes_max: int) -> EngineError:
     )
 
 
-def _read_chunked(source: BinaryIO, bytes_max: int) -> bytes:
+def _read_chunked(source: BinaryIO, bytes_max: int, take: Callable[[int], None]) -> bytes:
     parts: list[bytes] = []
     total = 0
     while True:
@@ -125,6 +162,7 @@ def _read_chunked(source: BinaryIO, bytes_max: int) -> bytes:
         total += size
         if total > bytes_max:
             raise _too_large(bytes_max)
+        take(size)
         part = source.read(size)
         if len(part) != size or source.readline(3) not in (b"\r\n", b"\n"):
             raise BodyCut("a chunk is cut short")

@@ -13,6 +13,7 @@ import socketserver
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from http.server import BaseHTTPRequestHandler
 from typing import Any, Final
@@ -20,7 +21,7 @@ from wsgiref.types import WSGIApplication
 
 from clickhouse.embedded.engine import Engine, EngineError, Ticket
 from clickhouse.embedded.execute import Executor
-from clickhouse.embedded.request import BodyCut, Request, decode, parse_target, read_body, statement
+from clickhouse.embedded.request import BodyCut, Budget, Request, decode, parse_target, read_body, statement
 from clickhouse.embedded.response import Response
 from clickhouse.embedded.sessions import Sessions
 from clickhouse.embedded.statement import INSERT, StatementError
@@ -80,6 +81,8 @@ class StoreServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.counters = Counters()
         self.watcher = Watcher(self._hung_up)
         self.body_bytes_max = body_bytes_max
+        # A body is held twice for the time of its insert: as it came, and as the file that the engine reads.
+        self.budget = Budget(engine.limits.memory_bytes // 4)
         self.own_pages = own_pages
         host, port = sock.getsockname()[:2]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -219,14 +222,17 @@ class _Handler(BaseHTTPRequestHandler):
             # Whoever is not known gets no memory for a body.
             response.close_connection = self._has_body()
             raise
-        body = self._body(request, ticket, response, user) if self._has_body() else b""
-        ticket.check()
-        self._query(request, body, user, ticket, response)
+        with server.budget.reserve() as take:
+            body = self._body(request, ticket, response, user, take) if self._has_body() else b""
+            ticket.check()
+            self._query(request, body, user, ticket, response)
 
     def _has_body(self) -> bool:
         return self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers
 
-    def _body(self, request: Request, ticket: Ticket, response: Response, user: User) -> bytes:
+    def _body(
+        self, request: Request, ticket: Ticket, response: Response, user: User, take: Callable[[int], None]
+    ) -> bytes:
         server = self.server
         deadline = request.received + server.engine.limits.execution_seconds
         with ExitStack() as shown:
@@ -237,7 +243,7 @@ class _Handler(BaseHTTPRequestHandler):
                 lambda: shown.enter_context(server.executor.announced(request, user, ticket.query_id)),
             )
             try:
-                return read_body(self.rfile, self.headers, server.body_bytes_max, deadline)
+                return read_body(self.rfile, self.headers, server.body_bytes_max, deadline, take)
             except (ConnectionError, TimeoutError) as e:
                 raise BodyCut(str(e)) from None
             except EngineError:

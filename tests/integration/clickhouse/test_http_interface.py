@@ -245,6 +245,16 @@ def test_memory_and_time_of_a_query_are_limited(store: Store) -> None:
     assert response.headers["X-ClickHouse-Exception-Code"] == "159"
 
 
+def test_a_waiting_client_is_told_progress_in_headers(store: Store) -> None:
+    sql = "SELECT sum(cityHash64(number)) FROM numbers(200000000)"
+    response, body = ask(store, sql, send_progress_in_http_headers=1, http_headers_progress_interval_ms=1)
+    assert (response.status, body.strip().isdigit()) == (200, True)
+    assert int(json.loads(response.headers["X-ClickHouse-Progress"])["read_rows"]) > 0
+    failing = "SELECT max(throwIf(number = 199999999)) FROM numbers(200000000) FORMAT JSON"
+    response, body = ask(store, failing, send_progress_in_http_headers=1, http_headers_progress_interval_ms=1)
+    assert response.headers["X-ClickHouse-Exception-Code"] == "395"
+
+
 def test_a_form_with_parameters_and_a_table_that_comes_along(store: Store) -> None:
     boundary = "xyz"
 
