@@ -59,14 +59,15 @@ class CollectorSettings:
 
 
 class Hold:
-    """A delivery in hand: the lease as the inserting part sees it."""
+    """A delivery in hand: the lease as the inserting part sees it. ``given_up``: the process leaves, send no more."""
 
-    def __init__(self, source: Source, delivery: Delivery) -> None:
+    def __init__(self, source: Source, delivery: Delivery, given_up: threading.Event) -> None:
         self._source = source
         self._delivery = delivery
+        self._given_up = given_up
 
     def holds(self) -> bool:
-        return self._source.holds(self._delivery)
+        return not self._given_up.is_set() and self._source.holds(self._delivery)
 
     def inserting(self) -> None:
         self._source.working(self._delivery, "inserting")
@@ -208,7 +209,7 @@ class Collector:
                 address,
                 doubtful=delivery.maybe_repeat,
                 link=link,
-                lease=Hold(self._source, delivery),
+                lease=Hold(self._source, delivery, self._give_back),
                 on_insert=self._inserted,
             )
             if isinstance(end, Abandoned):

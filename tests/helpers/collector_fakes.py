@@ -50,6 +50,8 @@ class FakeStore:
     script: dict[str, deque[str]] = field(default_factory=dict)
     refuses: Callable[[Sequence[Address]], bool] = lambda addresses: False
     up: bool = True
+    slow: threading.Event | None = None
+    """Where given: an insert answers only when it is set."""
     sessions: int = 0
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -87,6 +89,12 @@ class FakeSession:
             raise StoreUnavailable("the connection was lost")
 
     def _insert(self, table: str, token: str, query_id: str, rows: int, commit: Callable[[], None]) -> None:
+        store = self._store
+        self._insert_now(table, token, query_id, rows, commit)
+        if store.slow is not None:
+            store.slow.wait(10)
+
+    def _insert_now(self, table: str, token: str, query_id: str, rows: int, commit: Callable[[], None]) -> None:
         store = self._store
         with store.lock:
             self._check()

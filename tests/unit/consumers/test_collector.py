@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
 
@@ -238,6 +239,23 @@ def test_a_stop_while_the_store_is_away_gives_everything_back_at_once():
         started = time.monotonic()
     assert time.monotonic() - started < 2
     assert running.stats.as_dict()["deliveries_in_hand"] == 0
+
+
+def test_r12_after_the_time_to_drain_is_over_no_further_insert_is_begun():
+    """The process is about to leave and its ranges are about to be another's: a slow answer must not start the next."""
+    midnight = (NOON_MS // MS_A_DAY + 1) * MS_A_DAY
+    two_days = delivery_of([(1, 1, simple_rows(100, start_ms=midnight - 50))], appended_ms=midnight)
+    source, store = ScriptedSource([two_days]), FakeStore(slow=threading.Event())
+    running = Running(source, store)
+    running.collector.start()
+    while not store.calls:
+        time.sleep(0.01)
+    assert not running.collector.stop(0.2), "one insert has no answer yet"
+    store.slow.set()
+    assert running.collector.stop(5.0)
+    assert [call.token.split("/")[4] for call in store.calls] == ["2025-11-20"]
+    assert source.acks == []
+    assert len(source.nacks) == 1
 
 
 def test_a_defect_in_a_step_gives_the_range_back_as_failed_and_the_worker_goes_on(monkeypatch):
