@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from telemetry.options import UsageError
@@ -101,3 +103,8 @@ def test_asking_for_help_of_a_command_is_not_running_it() -> None:
     command, args = parse(["topic", "delete", "--help"])
     assert command.name == "help"
     assert "delete" in help_text(args["command"])
+
+
+def test_the_page_lists_every_command_as_it_is(root: Path) -> None:
+    page = (root / "docs" / "admin.md").read_text().replace("\\|", "|")
+    assert [c.name for c in COMMANDS if f"| `{usage(c)}` | {c.help}" not in page] == []
