@@ -298,6 +298,25 @@ def test_r26_dead_letters_are_listed_and_given_back_to_their_group_alone(desk: D
         eventually(lambda: sum(x["letters"] for x in desk.json("dlq", "ls")) == 0, 15, "the letters are done with")
 
 
+def test_r26_a_dead_letter_can_be_given_back_after_its_record_is_gone(desk: Desk) -> None:
+    bury(desk, 2)
+    desk.run("purge", "t", "--before", "latest", "--yes")
+    with Consumer(desk.url, "t", "g", max_rows=10) as consumer:
+        desk.run("dlq", "redrive", "t", "--offset", "1", "--yes")
+        assert take(consumer, 1) == [b"message 1"]
+        eventually(lambda: [x["letter"] for x in desk.json("dlq", "peek", "t")] == [0], 15, "one letter is done with")
+
+
+def test_dead_letters_can_go_to_another_topic(desk: Desk) -> None:
+    bury(desk, 3)
+    desk.run("topic", "create", "repair")
+    assert desk.json("dlq", "redrive", "t", "--target", "repair", "--yes")["redriven"] == 3
+    with Consumer(desk.url, "repair", "g") as consumer:
+        assert sorted(take(consumer, 3)) == [b"message 0", b"message 1", b"message 2"]
+    eventually(lambda: desk.json("dlq", "peek", "t") == [], 15, "the letters are done with")
+    assert desk.json("topic", "info", "t")["dead"] == 0
+
+
 def test_dead_letters_can_be_dropped_one_by_one_or_all(desk: Desk) -> None:
     bury(desk, 4)
     second = desk.json("dlq", "peek", "t")[1]["letter"]

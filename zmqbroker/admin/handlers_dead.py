@@ -1,7 +1,7 @@
 """Dead letters: list, look, give back, drop (R26).
 
-A letter that was given back or dropped becomes a gap of the dead-letter topic: it is read no more, and the gap says
-why.
+A letter that was dropped, or given back and stored, becomes a gap of the dead-letter topic: it is read no more, and the
+gap says why.
 """
 
 from __future__ import annotations
@@ -155,29 +155,30 @@ def _runs(offsets: list[int]) -> list[tuple[int, int]]:
 def dlq_redrive(
     admin: Admin, topic: str, offset: int | None, group: str | None, target: str | None, rate: int | None, dry_run: bool
 ) -> dict[str, Any]:
-    """To the group it came from: the record itself, as a doubtful range of its own. To ``target``: a new record there.
+    """To the group it came from, as a doubtful range under its old address; the letter stays until that is stored.
 
-    A letter whose record is no longer in its topic, or whose topic began anew, can only go to a target.
+    To ``target``: a new record there, and the letter is done with.
     """
     log = _log(admin, topic)
     origin_topic = topic.removesuffix(SUFFIX)
-    source = admin.broker.log_of(origin_topic)
     given, kept = 0, Counter[str]()
     for letter in list(_letters(log, offset or 0)):
-        origin = letter.origin
-        if (offset is not None and letter.offset != offset) or (group is not None and origin.get("group") != group):
+        if (offset is not None and letter.offset != offset) or (
+            group is not None and letter.origin.get("group") != group
+        ):
             continue
-        problem = (
+        if target:
             _give_to_topic(admin, letter, target, dry_run)
-            if target
-            else _give_back(admin, origin_topic, source, letter, dry_run)
-        )
+            problem = ""
+        else:
+            problem = _give_back(admin, origin_topic, letter, dry_run)
         if problem:
             kept[problem] += 1
             continue
         given += 1
         if not dry_run:
-            _take(admin, topic, [letter.offset], "redriven by an operator")
+            if target:
+                _take(admin, topic, [letter.offset], f"redriven into {target} by an operator")
             if rate:
                 admin.sleep(1 / rate)
     if offset is not None and not given and not kept:
@@ -185,35 +186,41 @@ def dlq_redrive(
     return {"topic": origin_topic, "redriven": given, "kept": dict(kept), "target": target, "dry_run": dry_run}
 
 
-def _give_back(admin: Admin, topic: str, source: TopicLog | None, letter: Letter, dry_run: bool) -> str:
+def _give_back(admin: Admin, topic: str, letter: Letter, dry_run: bool) -> str:
     """Why it could not be given back; empty where it was."""
     origin = letter.origin
-    if source is None or origin.get("log") != source.uuid.hex():
-        return "its topic began anew: use --target"
-    partition, offset = int(origin["partition"]), int(origin["offset"])
-    cut = source.cut(partition, offset, offset + 1, 1 << 62, 1 << 62)
-    if cut.last < offset or not cut.bytes:
-        return "its record is no longer kept: use --target"
 
-    def replay(core: Core) -> str:
-        found = core.topics[topic].groups.get(str(origin.get("group")))
-        if found is None:
+    def redrive(core: Core) -> str:
+        found = core.topics.get(topic)
+        if found is None or origin.get("log") != found.uuid.hex():
+            return "its topic began anew: use --target"
+        group = found.groups.get(str(origin.get("group")))
+        if group is None:
             return "its group is gone: use --target"
-        if not dry_run:
-            core.operating.replay(core.topics[topic], found, [(partition, offset, offset, cut.rows, cut.bytes)])
-        return ""
+        if dry_run:
+            return ""
+        made = core.operating.redrive(
+            found,
+            group,
+            letter.offset,
+            int(origin["partition"]),
+            int(origin["offset"]),
+            _rows(letter),
+            len(letter.payload),
+        )
+        return "" if made is not None else "it is on its way already"
 
-    return str(admin.core(replay))
+    return str(admin.core(redrive))
 
 
-def _give_to_topic(admin: Admin, letter: Letter, target: str, dry_run: bool) -> str:
+def _give_to_topic(admin: Admin, letter: Letter, target: str, dry_run: bool) -> None:
     """Append the payload to another topic, with the address that it had."""
     origin = letter.origin
 
-    def append(core: Core) -> str:
+    def append(core: Core) -> None:
         found = admin.topic(core, target)
         if dry_run:
-            return ""
+            return
         part = found.partitions[int(origin.get("partition", 0)) % len(found.partitions)]
         session, seq, rows = int(origin.get("session", 0)), int(origin.get("seq", 0)), _rows(letter)
         wall_ms = core.state.wall_ms
@@ -237,6 +244,5 @@ def _give_to_topic(admin: Admin, letter: Letter, target: str, dry_run: bool) -> 
             letter.payload,
         )
         found.messages_total += 1
-        return ""
 
-    return str(admin.core(append))
+    admin.core(append)

@@ -87,7 +87,7 @@ def topic_report(state: State, topic: Topic) -> dict[str, Any]:
         "throughput_rows_per_sec": round(topic.rows_per_s, 1),
         "in_flight": sum(g["in_flight"] for g in groups),
         "oldest_age_seconds": max((g["oldest_age_seconds"] for g in durable), default=0.0),
-        "dead": sum(p.next_offset - p.first_offset for p in letters.partitions) if letters else 0,
+        "dead": letters.letters.count(letters.partitions[0].next_offset) if letters and letters.letters else 0,
         "published_messages": topic.messages_total,
         "published_rows": topic.rows_total,
         "published_bytes": topic.bytes_total,
