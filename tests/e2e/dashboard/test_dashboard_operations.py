@@ -30,6 +30,7 @@ def test_the_pipeline_shows_every_part_with_state_rates_and_uptime(go: Any) -> N
     expect(topics).to_contain_text("gpu-telemetry")
     expect(page.get_by_role("region", name="Groups of collectors")).to_contain_text("gpu-telemetry / clickhouse")
     expect(page.get_by_role("region", name="Tables of the store")).to_contain_text("samples")
+    expect(page.get_by_role("region", name="Rows that were refused last")).to_be_visible()
     expect(page.locator(".panel", has_text="Rows a second").first.locator("canvas")).to_be_visible()
 
 

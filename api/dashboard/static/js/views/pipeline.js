@@ -4,7 +4,7 @@ import { get } from "../api.js";
 import { bottleneck } from "../bottleneck.js";
 import { Chart } from "../chart.js";
 import { fill, h, icon } from "../dom.js";
-import { bytes, count, duration, parseTime, short } from "../format.js";
+import { bytes, count, dateTime, duration, parseTime, short } from "../format.js";
 import { every } from "../live.js";
 import { panel } from "../panel.js";
 import { Rates } from "../rates.js";
@@ -13,6 +13,8 @@ import { dataTable } from "../table.js";
 
 const POLL_MS = 2_000;
 const KEPT_SECONDS = 900;
+const REJECTS_POLL_MS = 15_000;
+const REJECTS_SHOWN = 50;
 const BADGES = { healthy: ["good", "check"], degraded: ["warn", "alert"], unhealthy: ["bad", "alert"], unknown: ["", "info"] };
 
 export function pipelineView(main) {
@@ -72,9 +74,20 @@ export function pipelineView(main) {
   ], { caption: "Reasons of rejection, with rows", sort: 1, descending: true, empty: "No row was rejected" });
   const rejectPanel = panel({ title: "Rejected rows by reason", rows: () => rejectTable.rows() });
   rejectPanel.body.append(rejectTable.element);
+  const latestTable = dataTable([
+    { label: "Refused", value: (r) => r.rejected_at, cell: (r) => dateTime(parseTime(r.rejected_at)) },
+    { label: "Reason", value: (r) => r.reason, cell: (r) => h("code", {}, r.reason) },
+    { label: "Metric", value: (r) => r.metric_name, cell: (r) => h("code", {}, r.metric_name) },
+    { label: "Value", value: (r) => r.value, numeric: true },
+    { label: "GPU", value: (r) => r.gpu_id, cell: (r) => h("code", {}, r.gpu_id || "–") },
+    { label: "Host", value: (r) => r.hostname },
+    { label: "Its own time", value: (r) => r.timestamp },
+  ], { caption: "Rows that were refused last", empty: "No row was rejected" });
+  const latestPanel = panel({ title: "Latest rejected rows", rows: () => latestTable.rows() });
+  latestPanel.body.append(latestTable.element);
   const all = [ratePanel, lagPanel, topicPanel, groupPanel, storePanel, rejectPanel];
   fill(main, h("h1", {}, "Pipeline"), verdict, flow,
-    h("div", { class: "columns" }, ratePanel.element, lagPanel.element), topicPanel.element, groupPanel.element, h("div", { class: "columns" }, storePanel.element, rejectPanel.element));
+    h("div", { class: "columns" }, ratePanel.element, lagPanel.element), topicPanel.element, groupPanel.element, h("div", { class: "columns" }, storePanel.element, rejectPanel.element), latestPanel.element);
 
   async function load() {
     // /health answers 503 with a body when something is wrong: that is what this page is for.
@@ -96,6 +109,15 @@ export function pipelineView(main) {
     storeTable.set(Object.entries(stats.value.store?.tables ?? {}).map(([name, table]) => ({ name, ...table })));
     rejectTable.set(Object.entries(stats.value.rejected_by_reason ?? {}));
     record(last);
+  }
+
+  async function loadRejects() {
+    try {
+      latestTable.set((await get("api/v1/rejects", { page_size: REJECTS_SHOWN })).rejects);
+      latestPanel.ready();
+    } catch (error) {
+      latestPanel.error(error, loadRejects);
+    }
   }
 
   const empty = () => ({ topics: [], groups: [], rates: {}, rows: {}, store: {}, broker: {}, newestAge: null, health: null });
@@ -154,12 +176,14 @@ export function pipelineView(main) {
   }
 
   for (const p of all) p.loading();
+  latestPanel.loading();
   load();
-  const stop = every(POLL_MS, load);
+  loadRejects();
+  const stops = [every(POLL_MS, load), every(REJECTS_POLL_MS, loadRejects)];
   return {
     title: "Pipeline",
     close() {
-      stop();
+      for (const stop of stops) stop();
       rateChart.close();
       lagChart.close();
     },
