@@ -134,7 +134,10 @@ class LogWriter(threading.Thread):
             elif arrived:
                 del by_topic[topic]
                 waiting += arrived
-                self._write_free_entries(self._logs[topic][0], waiting)
+                try:
+                    self._write_free_entries(self._logs[topic][0], waiting)
+                except LogStopped as e:
+                    self._stop_topic(topic, str(e))
 
     def _stop_topic(self, topic: str, reason: str) -> None:
         if topic not in self._stopped:

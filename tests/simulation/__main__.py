@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=5000, help="events of each before it drains (5000)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (one a core)")
     parser.add_argument("--max-failures", type=int, default=5, help="stop after so many (5)")
+    parser.add_argument("--verbose", action="store_true", help="a line a history")
     options = parser.parse_args(argv)
     seeds = [options.seed] if options.seed is not None else range(options.first, options.first + options.seeds)
     started_s = time.monotonic()
@@ -46,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
             steps += took
             acked += batches
             deliveries += sent
+            if options.verbose:
+                print(f"seed {seed}: {took} events, {batches} batches acked, {sent} deliveries", flush=True)
             if broken:
                 failed += 1
                 print(f"seed {seed}: {broken}", flush=True)

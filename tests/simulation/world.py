@@ -357,10 +357,12 @@ class World:
             disk.sync_fails.clear()
             disk.write_fails.clear()
         progress, deadline_s = -1, self.clock.now
+        steps_max = 20 * self.clock.steps + 200_000
         look_s = self.clock.now + 70.0  # pauses that were begun last up to a minute
         while True:
             while self.clock.now < look_s and self.clock.step():
-                pass
+                if self.clock.steps > steps_max:
+                    raise Violation(f"{steps_max} events, and no rest: {self.checks.finished()}")
             self._restart_stopped()
             self._start_broker()
             self.profile.killer = 0  # the poisoned programs are repaired in the end
