@@ -31,6 +31,7 @@ _BROKER: Final = (
         options.url,
         env="ZMQBROKER_HTTP_URL",
     ),
+    *CURVE_OPTIONS,
     Option("topic", "topic of the telemetry", DEFAULTS.topic),
     Option("group", "the collectors' group, whose lag is told", DEFAULTS.group),
 )

@@ -14,11 +14,17 @@ from api.server import serve
 from api.settings import Settings
 from clickhouse.client import StoreAddress, StorePool
 from telemetry.addresses import listening_socket
+from telemetry.options import UsageError
 from telemetry.service import Service
 
 
 def run(args: Any, settings: Settings, tls: tuple[Path, Path] | None) -> int:
     """Serve until SIGTERM or SIGINT; the exit code."""
+    if settings.state_dir is not None:
+        try:
+            settings.state_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--state-dir {settings.state_dir}: {error.strerror}") from None
     sock = listening_socket(args.http, "--http", insecure=args.insecure, keys=settings.keys_file is not None)
     service = Service(
         "telemetry-api",
@@ -39,7 +45,7 @@ def run(args: Any, settings: Settings, tls: tuple[Path, Path] | None) -> int:
         ),
         connections=args.threads + 4,
     )
-    broker = Broker(args.connect, args.broker_http, settings.topic)
+    broker = Broker(args.connect, args.broker_http, settings.topic, keys=keys_from(args))
     with service:
         app = create_app(settings, store, broker, registry=service.registry, health=service.health)
         _reload_on_hangup(app, settings, service)

@@ -107,7 +107,8 @@ class Uploads:
         submission.state = "running"
         source, _ = open_source(str(path))
         block_bytes = min(BLOCK_BYTES, block_bytes_for(source, BATCH_ROWS, 1))
-        session = xxhash.xxh64_intdigest(submission.key + submission.digest) if submission.key else secrets.randbits(64)
+        named = f"{submission.key}/{submission.digest}".encode()
+        session = xxhash.xxh64_intdigest(named) if submission.key else secrets.randbits(64)
         task = LaneTask(
             lane=0,
             source=source,
