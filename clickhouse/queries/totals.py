@@ -33,4 +33,3 @@ def pipeline(store: Reader) -> dict[str, Any]:
             for table, n, disk, raw, parts in store.query(_SIZES)
         },
     }
-

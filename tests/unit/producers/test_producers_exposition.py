@@ -17,7 +17,6 @@ from producers.scrape import ScrapeSource
 from telemetry.options import UsageError
 
 NOW_NS = 1_763_640_000_000_000_000
-# ruff: noqa: E501
 CLASSIC = """# HELP DCGM_FI_DEV_SM_CLOCK SM clock frequency (in MHz).
 # TYPE DCGM_FI_DEV_SM_CLOCK gauge
 DCGM_FI_DEV_SM_CLOCK{gpu="0",UUID="GPU-1",pci_bus_id="00000000:8D:00.0",device="nvidia0",modelName="NVIDIA H100 80GB HBM3",Hostname="node-1",DCGM_FI_DRIVER_VERSION="550.1",container="c",namespace="default",pod="p"} 1980
