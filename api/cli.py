@@ -11,6 +11,7 @@ from api.limits import rate_text
 from api.settings import Settings
 from telemetry import options
 from telemetry.options import Command, CommandLine, Option, Positional, UsageError
+from zmqbroker.client.options import CURVE_OPTIONS
 
 DEFAULT_HTTP: Final = "127.0.0.1:8080"
 DEFAULTS: Final = Settings()

@@ -16,6 +16,7 @@ from clickhouse.client import StoreAddress, StorePool
 from telemetry.addresses import listening_socket
 from telemetry.options import UsageError
 from telemetry.service import Service
+from zmqbroker.client.options import keys_from
 
 
 def run(args: Any, settings: Settings, tls: tuple[Path, Path] | None) -> int:
