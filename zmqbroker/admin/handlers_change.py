@@ -25,7 +25,8 @@ OPEN_WAIT_S: Final = 10.0
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
-def _wait(admin: Admin, until: Callable[[], Any], seconds: float, what: str) -> Any:
+def wait(admin: Admin, until: Callable[[], Any], seconds: float, what: str) -> Any:
+    """Ask ``until`` again and again; its answer once it is true. Raises :class:`AdminError` after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not (found := until()):
         if time.monotonic() > deadline:
@@ -65,7 +66,7 @@ def topic_create(admin: Admin, topic: str, partitions: int, storage: str, **give
         return config
 
     config = admin.core(create)
-    _wait(admin, lambda: admin.core(lambda core: topic in core.topics), OPEN_WAIT_S, f"opening topic {topic}")
+    wait(admin, lambda: admin.core(lambda core: topic in core.topics), OPEN_WAIT_S, f"opening topic {topic}")
     return {"topic": topic, "settings": asdict(config)}
 
 

@@ -10,20 +10,18 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from crc32c import crc32c
-
+from zmqbroker.admin.handlers_change import wait
 from zmqbroker.admin.places import positions
 from zmqbroker.admin.protocol import AdminError
 from zmqbroker.core.broker import Core
 from zmqbroker.core.state import dead_letter_topic, open_envelope
-from zmqbroker.core.topic import KIND_DATA
-from zmqbroker.protocol import RECORD_STRUCT
 from zmqbroker.storage.interface import TopicLog
 
 if TYPE_CHECKING:
     from zmqbroker.admin.handlers import Admin
 
 PAGE: Final = 500
+DURABLE_WAIT_S: Final = 30.0
 SUFFIX: Final = ".dlq"
 
 
@@ -161,29 +159,34 @@ def dlq_redrive(
     """
     log = _log(admin, topic)
     origin_topic = topic.removesuffix(SUFFIX)
-    given, kept = 0, Counter[str]()
+    given: list[int] = []
+    kept = Counter[str]()
     for letter in list(_letters(log, offset or 0)):
-        if (offset is not None and letter.offset != offset) or (
-            group is not None and letter.origin.get("group") != group
-        ):
+        if offset not in (None, letter.offset) or group not in (None, letter.origin.get("group")):
             continue
+        problem = ""
         if target:
-            _give_to_topic(admin, letter, target, dry_run)
-            problem = ""
+            _give_to_topic(admin, topic, letter, target, dry_run)
         else:
             problem = _give_back(admin, origin_topic, letter, dry_run)
         if problem:
             kept[problem] += 1
             continue
-        given += 1
-        if not dry_run:
-            if target:
-                _take(admin, topic, [letter.offset], f"redriven into {target} by an operator")
-            if rate:
-                admin.sleep(1 / rate)
+        given.append(letter.offset)
+        if rate and not dry_run:
+            admin.sleep(1 / rate)
+    if target and given and not dry_run:
+        # Only when they are durable there may they go here.
+        ends = admin.core(lambda core: [p.next_offset for p in admin.topic(core, target).partitions])
+        wait(admin, lambda: admin.core(lambda core: _durable(admin, core, target, ends)), DURABLE_WAIT_S, "a redrive")
+        _take(admin, topic, given, f"redriven into {target} by an operator")
     if offset is not None and not given and not kept:
         raise AdminError("not_found", f"there is no dead letter {offset}", f"`dlq peek {topic}`")
-    return {"topic": origin_topic, "redriven": given, "kept": dict(kept), "target": target, "dry_run": dry_run}
+    return {"topic": origin_topic, "redriven": len(given), "kept": dict(kept), "target": target, "dry_run": dry_run}
+
+
+def _durable(admin: Admin, core: Core, topic: str, ends: list[int]) -> bool:
+    return all(p.durable_offset >= end for p, end in zip(admin.topic(core, topic).partitions, ends, strict=True))
 
 
 def _give_back(admin: Admin, topic: str, letter: Letter, dry_run: bool) -> str:
@@ -213,36 +216,13 @@ def _give_back(admin: Admin, topic: str, letter: Letter, dry_run: bool) -> str:
     return str(admin.core(redrive))
 
 
-def _give_to_topic(admin: Admin, letter: Letter, target: str, dry_run: bool) -> None:
-    """Append the payload to another topic, with the address that it had."""
-    origin = letter.origin
+def _give_to_topic(admin: Admin, topic: str, letter: Letter, target: str, dry_run: bool) -> None:
+    """Append the payload to another topic. A batch keeps its address: that stands in its own header."""
+    name = topic if topic.endswith(SUFFIX) else dead_letter_topic(topic)
 
     def append(core: Core) -> None:
-        found = admin.topic(core, target)
-        if dry_run:
-            return
-        part = found.partitions[int(origin.get("partition", 0)) % len(found.partitions)]
-        session, seq, rows = int(origin.get("session", 0)), int(origin.get("seq", 0)), _rows(letter)
-        wall_ms = core.state.wall_ms
-        found.appends.append(
-            (
-                KIND_DATA,
-                part.index,
-                part.next_offset,
-                session,
-                seq,
-                0,
-                rows,
-                wall_ms,
-                crc32c(letter.payload),
-                letter.payload,
-            )
-        )
-        part.append(
-            rows,
-            RECORD_STRUCT.pack(part.next_offset, session, seq, 0, rows, wall_ms, len(letter.payload)),
-            letter.payload,
-        )
-        found.messages_total += 1
+        found, letters = admin.topic(core, target), admin.topic(core, name)
+        if not dry_run:
+            core.operating.redrive_into(found, letters, letter.offset, _rows(letter), letter.payload)
 
     admin.core(append)

@@ -6,17 +6,20 @@ here touches files: what needs the log (times, rows and bytes of old ranges) is 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from crc32c import crc32c
 
 from zmqbroker import protocol
 from zmqbroker.core.config import TopicConfig
 from zmqbroker.core.group import Group, GroupPartition
 from zmqbroker.core.session import Session
 from zmqbroker.core.state import Consumer
-from zmqbroker.core.topic import GROUP, GROUP_GONE, PAUSED, REDRIVEN, Topic, totals_before
-from zmqbroker.protocol import Type
+from zmqbroker.core.topic import GROUP, GROUP_GONE, KIND_DATA, PAUSED, REDRIVEN, Topic, totals_before
+from zmqbroker.protocol import RECORD_STRUCT, Type
 
 if TYPE_CHECKING:
     from zmqbroker.core.broker import Core
@@ -112,6 +115,27 @@ class Operating:
             topic.journal(REDRIVEN, group.name, range_.id, partition, offset, rows, size, letter)
         topic.commit.sealed.append(range_)
         return range_.id
+
+    def redrive_into(self, topic: Topic, letters: Topic, letter: int, rows: int, payload: bytes) -> None:
+        """Append what is in a dead letter to another topic, once, however often it is asked (R26).
+
+        The record's session is made of where it comes from: its producer's belongs to the topic it published into.
+        """
+        digest = hashlib.blake2b(letters.uuid + topic.name.encode(), digest_size=8).digest()
+        session_id, seq = int.from_bytes(digest, "little"), letter + 1  # offsets begin at 0, seqs at 1
+        session = self.s.sessions.get(session_id)
+        if session is None:
+            session = self.s.sessions[session_id] = Session(session_id, topic.name)
+        if session.knows(seq):
+            return
+        session.learn(seq, 0)
+        session.last_ms = self.s.wall_ms
+        part = topic.partitions[topic.sticky]
+        record = (part.next_offset, session_id, seq, 0, rows, self.s.wall_ms)
+        topic.appends.append((KIND_DATA, part.index, *record, crc32c(payload), payload))
+        part.append(rows, RECORD_STRUCT.pack(*record, len(payload)), payload)
+        topic.messages_total += 1
+        self.s.unmetered_bytes += len(payload)
 
     def _keep(self, topic: Topic, group: Group) -> None:
         if group.config.durable:
