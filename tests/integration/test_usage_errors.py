@@ -85,6 +85,7 @@ def test_the_brokers_own_sockets_are_named_when_they_cannot_be_bound(tmp_path: P
     serve = ["serve", "--data-dir", str(tmp_path / "data"), "--http", "127.0.0.1:0"]
     free = f"tcp://127.0.0.1:{free_port()}"
     assert_refused("broker", use("zmqbroker.cli", [*serve, "--bind", f"tcp://{taken}", "--admin-bind", free]), taken)
+    assert_refused("broker", use("zmqbroker.cli", [*serve, "--bind", "tcp://0.0.0.0:0"]), "0.0.0.0", "--insecure")
 
 
 @pytest.mark.parametrize(
