@@ -25,6 +25,7 @@ from telemetry.options import (
 )
 from telemetry.service import Service
 from zmqbroker.client import Consumer
+from zmqbroker.client.options import keys_from
 
 PROG = "telemetry-collector archive"
 ROWS_A_DELIVERY = 250_000
@@ -77,6 +78,7 @@ def archive(args: argparse.Namespace, directory: Directory, service: Service) ->
         max_bytes=args.max_bytes,
         linger_ms=1000,
         name=args.name or socket.gethostname(),
+        keys=keys_from(args),
     )
     source = BrokerSource(consumer)
     try:

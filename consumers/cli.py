@@ -30,6 +30,7 @@ from telemetry.options import (
 )
 from telemetry.service import Check, Service
 from zmqbroker.client import Consumer
+from zmqbroker.client.options import keys_from
 
 PROG = "telemetry-collector"
 
@@ -113,6 +114,7 @@ def collect(args: argparse.Namespace, address: StoreAddress, service: Service) -
         max_bytes=args.max_bytes,
         linger_ms=round(args.linger * 1000),
         name=args.name or socket.gethostname(),
+        keys=keys_from(args),
         options={"ack_timeout_s": args.ack_timeout},
     )
     source = BrokerSource(consumer)

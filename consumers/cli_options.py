@@ -8,11 +8,13 @@ from consumers.source import BrokerSource
 from consumers.validate import Rules
 from telemetry.options import Option, duration_seconds, url
 from telemetry.service import Check
+from zmqbroker.client.options import CURVE_OPTIONS
 
 _WEEK_S = 7 * 86_400.0
 
 BROKER = (
     Option("connect", "broker to take batches from", "tcp://127.0.0.1:5555", url, env="ZMQBROKER_URL"),
+    *CURVE_OPTIONS,
     Option("topic", "topic to consume", "gpu-telemetry"),
     Option("name", "name of this member in the broker's lists; default: the host's name", "", metavar="NAME"),
 )

@@ -29,6 +29,7 @@ from telemetry.options import (
     url,
     usage_errors,
 )
+from zmqbroker.client.options import CURVE_OPTIONS
 
 PROG: Final = "telemetry-streamer"
 
@@ -79,6 +80,7 @@ BROKER: Final = (
         url,
         env="ZMQBROKER_URL",
     ),
+    *CURVE_OPTIONS,
     Option("topic", "topic to publish to", "gpu-telemetry"),
     Option("compression", "compression of batches", "lz4", choices=tuple(COMPRESSIONS)),
     Option("batch-rows", "rows a batch at most", 20_000, batch_rows, "rows"),
@@ -109,6 +111,7 @@ READING: Final = (
     Option("strict", "stop at the first bad row", False, flag),
     Option("map", "YAML file that says what the columns mean", None, path),
     Option("exporter-version", "version of the exporter that wrote the file, where its labels do not tell", None),
+    Option("follow", "at the end of a file wait for more, also when it is replaced by a new one", False, flag),
     Option("resume", "go on where the last run over this file ended, without gap or repeat", False, flag),
     Option("pass", "name of the pass that --resume goes on with; a new name sends the file anew", "1"),
     Option("explain", "print what is understood of the files, and end", False, flag),

@@ -18,6 +18,7 @@ from producers.supervising import UNACKED_EXIT_CODE, state_dir
 from telemetry.health import Check
 from telemetry.options import UsageError
 from telemetry.service import Service
+from zmqbroker.client.options import keys_from
 from zmqbroker.errors import DirectoryLocked
 
 TURN_S: Final = 0.25
@@ -89,9 +90,12 @@ def _measure(args: argparse.Namespace, service: Service, source: LiveSource, sen
 def producer_maker(args: argparse.Namespace, name: str) -> Callable[[int | None, int], Any]:
     """What makes producers by the options of a command."""
     producer = load_producer(args.producer)
+    keys = keys_from(args)
 
     def make(session: int | None, first_seq: int) -> Any:
-        return producer(args.connect, args.topic, session=session, first_seq=first_seq, name=f"streamer-{name}")
+        return producer(
+            args.connect, args.topic, session=session, first_seq=first_seq, name=f"streamer-{name}", keys=keys
+        )
 
     return make
 

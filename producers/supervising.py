@@ -13,6 +13,7 @@ from producers.task import WorkerSettings
 from telemetry.options import UsageError
 from telemetry.progress import ProgressLine
 from telemetry.service import Service
+from zmqbroker.client.options import keys_from
 
 UNACKED_EXIT_CODE: Final = 1
 
@@ -31,6 +32,7 @@ def worker_settings(args: argparse.Namespace) -> WorkerSettings:
         producer=args.producer,
         log_level=args.log_level,
         log_format=args.log_format,
+        keys=keys_from(args),
     )
 
 
