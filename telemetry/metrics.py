@@ -62,6 +62,8 @@ METRICS: Final[tuple[MetricDefinition, ...]] = (
     MetricDefinition("zmqbroker_errors_total", "counter", ("code",), "Errors answered, by code of the protocol"),
     MetricDefinition("zmqbroker_commits_total", "counter", (), "Commits written to logs"),
     MetricDefinition("zmqbroker_commit_bytes_total", "counter", (), "Bytes written to logs"),
+    MetricDefinition("zmqbroker_handshakes_refused_total", "counter", (), "Handshakes with a key that is not listed"),
+    MetricDefinition("zmqbroker_conversations_denied_total", "counter", (), "Conversations the key has no role for"),
     MetricDefinition("zmqbroker_loops_total", "counter", (), "Turns of the broker's loop"),
     MetricDefinition(
         "zmqbroker_credit_outstanding_bytes", "gauge", (), "Credit given to producers and not yet durable"
@@ -181,6 +183,11 @@ METRICS: Final[tuple[MetricDefinition, ...]] = (
     # API
     MetricDefinition("api_requests_total", "counter", ("method", "endpoint", "status"), "HTTP requests answered"),
     MetricDefinition("api_request_seconds", "histogram", ("endpoint",), "Time to make an answer, streaming excluded"),
+    MetricDefinition("api_live_clients", "gauge", (), "Live tails that are open"),
+    MetricDefinition(
+        "api_live_missed_rows_total", "counter", (), "Rows that live clients missed because they were slow"
+    ),
+    MetricDefinition("api_written_rows_total", "counter", ("kind",), "Rows handed to the broker, by kind: json or csv"),
     MetricDefinition("api_cache_hits_total", "counter", (), "Answers given again from the cache"),
     MetricDefinition(
         "api_cache_misses_total", "counter", (), "Answers that had to be made although they may be cached"

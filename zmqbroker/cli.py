@@ -234,6 +234,9 @@ def _export(service: Service, broker: Broker) -> None:
         yield "zmqbroker_commits_total", (), broker.writer.commits
         yield "zmqbroker_commit_bytes_total", (), broker.writer.commit_bytes
         yield "zmqbroker_loops_total", (), broker.loops
+        if broker.keys is not None:
+            yield "zmqbroker_handshakes_refused_total", (), broker.keys.refused
+            yield "zmqbroker_conversations_denied_total", (), broker.keys.denied
         for topic, t in found["topics"].items():
             yield "zmqbroker_topic_published_rows_total", (topic,), t["published_rows"]
             yield "zmqbroker_topic_published_messages_total", (topic,), t["published_messages"]

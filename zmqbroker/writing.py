@@ -54,7 +54,12 @@ class LogWriter(threading.Thread):
         self._logs[topic] = (log, fsync, interval_s if fsync == "interval" else _LAZY_SYNC_S)
 
     def remove(self, topic: str) -> None:
+        """A topic is deleted; one of the same name may come after it."""
         self._logs.pop(topic, None)
+        self._unsynced.pop(topic, None)
+        self._blocked.pop(topic, None)
+        self._stopped.discard(topic)
+        self._full.discard(topic)
 
     def hand(self, hands: list[Hand]) -> None:
         self._hands.extend(hands)
@@ -147,7 +152,7 @@ class LogWriter(threading.Thread):
             self._post([(ev.LOG_STOPPED, topic, reason)])
 
     def _write(self, topic: str, hands: list[Hand]) -> None:
-        if topic in self._stopped:
+        if topic in self._stopped or topic not in self._logs:  # the latter: it was deleted meanwhile
             return
         log, fsync, _ = self._logs[topic]
         while hands:

@@ -5,15 +5,22 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
+import select
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zmq
+from prompt_toolkit.application import create_app_session
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
 
 from tests.helpers.waiting import eventually
 from zmqbroker.admin.contexts import Contexts
@@ -410,6 +417,50 @@ def test_words_are_completed_with_what_the_broker_knows(desk: Desk) -> None:
     assert "--from" in offers("peek gpu-telemetry --")
     assert offers("peek gpu-telemetry --decode ") == ["auto", "yes", "no"]
     assert "topics_max" in offers("quota set ")
+
+
+def test_the_prompt_runs_lines_until_exit(desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
+        keys.send_text("topic create t\ntopic info t -o json\nnonsense\nexit\n")
+        desk.out.seek(0)
+        desk.out.truncate()
+        assert desk.shell.prompt() == 2  # of the last command
+    assert '"log_uuid"' in desk.out.getvalue()
+    assert "no command 'nonsense'" in desk.err.getvalue()
+    assert "topic create t" in (tmp_path / "config" / "zmqbroker" / "history").read_text()
+
+
+def test_the_live_screen_sorts_by_key_and_ends_with_q(desk: Desk) -> None:
+    """On a real terminal, in a process of its own."""
+    desk.publish(5)
+    child, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "zmqbroker.cli", "admin", "--url", desk.admin.endpoint, "top", "-i", "0.2"],
+        stdin=terminal, stdout=terminal, stderr=subprocess.PIPE, close_fds=True, env={**os.environ, "TERM": "xterm"},
+    )  # fmt: skip
+    os.close(terminal)
+    seen = b""
+
+    def shows(text: bytes) -> bool:
+        nonlocal seen
+        if select.select([child], [], [], 0.1)[0]:
+            seen += os.read(child, 65536)
+        return text in seen
+
+    try:
+        eventually(lambda: shows(b"sorted by topic"), 20, "the first screen", pause=0.01)
+        os.write(child, b"o")
+        eventually(lambda: shows(b"sorted by group"), 20, "another column", pause=0.01)
+        os.write(child, b"q")
+        eventually(lambda: process.poll() is not None or shows(b"\0"), 20, "the end", pause=0.01)
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(child)
+        assert process.stderr is not None
+        process.stderr.close()
 
 
 def test_nobody_there_is_one_line_and_exit_code_1(tmp_path: Path) -> None:

@@ -83,6 +83,9 @@ def doctor(admin: Admin) -> Answer:
         if counters[name]:
             add("peers", "warning", f"{counters[name]} {what} since the start", "`clients` and `events` may tell whose")
     keys = admin.broker.keys
+    if keys is not None and (keys.refused or keys.denied):
+        finding = f"{keys.refused} handshakes and {keys.denied} conversations were refused since the start"
+        add("keys", "warning", finding, "see the allow-list: a key, or a role, is missing")
     if keys is not None and keys.allow.error:
         add("keys", "problem", f"the allow-list was not taken: {keys.allow.error}", "correct the file")
     free = shutil.disk_usage(admin.broker.config.data_dir)
