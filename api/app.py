@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any, Final
 
 import orjson
@@ -13,7 +14,7 @@ from flask_cors import CORS
 from prometheus_client import CollectorRegistry
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from api import documents, middleware, pages
+from api import documents, graph, middleware, pages
 from api.alerts.evaluate import Evaluator
 from api.alerts.manager import Alerts
 from api.alerts.rules import load as load_rules
@@ -30,7 +31,7 @@ from api.settings import Settings
 from api.submissions import Submissions
 from api.uploads import Uploads
 from clickhouse.queries import totals
-from telemetry import __version__
+from telemetry import __version__, metrics
 from telemetry.health import Health
 
 log = logging.getLogger(__name__)
@@ -109,6 +110,15 @@ def configuration(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _samples(hub: Hub | None, submissions: Submissions) -> Iterator[metrics.Sample]:
+    """Numbers that are kept anyway, for /metrics."""
+    if hub is not None:
+        yield "api_live_clients", (), hub.clients
+        yield "api_live_missed_rows_total", (), hub.missed_rows
+    for kind, rows in submissions.written_rows().items():
+        yield "api_written_rows_total", (kind,), rows
+
+
 def create_app(
     settings: Settings,
     store: Any,
@@ -145,7 +155,9 @@ def create_app(
     if broker is not None:
         hub = Hub(broker.live_consumer, clients_max=settings.live_clients_max, rows_max=settings.live_buffer_rows)
         uploads = Uploads(broker, settings.state_dir)
-    app.extensions.update(registry=registry, health=health, hub=hub, uploads=uploads, submissions=Submissions())
+    submissions = Submissions()
+    metrics.on_scrape(registry, lambda: _samples(hub, submissions))
+    app.extensions.update(registry=registry, health=health, hub=hub, uploads=uploads, submissions=submissions)
     app.extensions.update(settings=settings, store=store, broker=broker, monitor=monitor, directory=Directory(store))
 
     evaluator = Evaluator(
@@ -172,7 +184,7 @@ def create_app(
 
     api = ProblemApi(app)
     api.spec.components.schema("IngestItem", schema=IngestItemSchema)
-    for blueprint in (*BLUEPRINTS, pages.blueprint):
+    for blueprint in (*BLUEPRINTS, graph.blueprint, pages.blueprint):
         api.register_blueprint(blueprint)
     app.register_blueprint(documents.blueprint)
 

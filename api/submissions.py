@@ -89,6 +89,7 @@ class Submissions:
         self._lock = threading.Lock()
         self._by_id: OrderedDict[str, Submission] = OrderedDict()
         self._by_key: dict[str, Submission] = {}
+        self._forgotten_rows: dict[str, int] = {"json": 0, "csv": 0}
 
     def begin(self, kind: str, *, key: str = "", digest: str = "") -> tuple[Submission, bool]:
         """(submission, whether it is a new one). A used key with another body is a 422 problem."""
@@ -104,6 +105,14 @@ class Submissions:
             if key:
                 self._by_key[key] = made
             return made, True
+
+    def written_rows(self) -> dict[str, int]:
+        """Rows handed to the broker since the start, by kind; a counter that never falls."""
+        with self._lock:
+            found = dict(self._forgotten_rows)
+            for submission in self._by_id.values():
+                found[submission.kind] = found.get(submission.kind, 0) + submission.rows
+            return found
 
     def drop(self, submission: Submission) -> None:
         """Forget one that came to nothing, so that its key may be tried again."""
@@ -129,6 +138,7 @@ class Submissions:
             if len(self._by_id) < KEPT_MAX and oldest.created > limit:
                 return
             del self._by_id[oldest.id]
+            self._forgotten_rows[oldest.kind] += oldest.rows
             self._by_key.pop(oldest.key, None)
 
 
