@@ -49,6 +49,12 @@ def test_every_import_names_a_file_that_is_there() -> None:
             assert (path.parent / name).resolve().is_file(), f"{path.name}: {name}"
 
 
+def test_the_page_asks_for_every_module_at_once() -> None:
+    told = set(re.findall(r'rel="modulepreload" href="static/([^"]+)"', (STATIC / "index.html").read_text()))
+    modules = {str(path.relative_to(STATIC)) for path in (STATIC / "js").rglob("*.js")}
+    assert told == modules - {"js/main.js", "js/before-paint.js"}
+
+
 def test_no_file_of_ours_names_another_origin_or_evaluates_text() -> None:
     for path in OWN:
         text = path.read_text().replace("http://www.w3.org/2000/svg", "")
