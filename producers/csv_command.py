@@ -39,6 +39,10 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--resume: a pipe cannot be read again; name a file")
     if args.resume and args.loop and not args.interval:
         raise UsageError("--resume with --loop needs --interval, which gives each pass its time")
+    if args.follow and (args.resume or args.loop or args.shard != (0, 1)):
+        raise UsageError("--follow goes with neither --resume, --loop, --interval nor --shard")
+    if args.follow and not all(source.seekable for source in sources):
+        raise UsageError("--follow: only plain files can be followed; a pipe is read to its end without it")
     return _stream(args, sources, Service.from_args("telemetry-streamer", args))
 
 
@@ -63,11 +67,13 @@ def _stream(args: argparse.Namespace, sources: list[Source], service: Service) -
         if not lanes:
             service.log.info("nothing is left to send", extra={"files": [source.path for source in sources]})
             return 0
-        workers = max(1, min(args.workers, len(lanes)))
+        workers = len(lanes) if args.follow else max(1, min(args.workers, len(lanes)))
         keep = progress.keep if progress is not None else lambda task, report: None
         supervisor = Supervisor(settings, workers, lanes, log=service.log, duration_s=args.duration, on_report=keep)
         StreamerStatus(service, "csv", lambda: supervisor.totals, [source.path for source in sources], started=began_ns)
-        total = None if args.loop else sum(expected_rows(source, args.shard) for source in sources) or None
+        total = (
+            None if args.loop or args.follow else sum(expected_rows(source, args.shard) for source in sources) or None
+        )
         try:
             # Listening comes last: nobody finds it ready before its checks are there.
             with service:
@@ -89,9 +95,10 @@ def plan(args: argparse.Namespace, sources: list[Source], began_ns: int) -> Iter
                 first=first,
                 last=last,
                 session=secrets.randbits(64),
-                start=Position(0, first),
+                start=Position(0, source.data_start if args.follow else first),
                 passes=0 if args.loop else 1,
                 fixed_now=False,
+                follow=args.follow,
                 **cut,
             )
             number += 1
@@ -103,7 +110,8 @@ def cut_for(args: argparse.Namespace, source: Source, began_ns: int) -> dict[str
     return {
         "block_bytes": block_bytes,
         "batch_rows": batch_rows_for_rate(args.batch_rows, args.rate),
-        "spans": lanes_of(source, block_bytes, args.workers, args.shard),
+        # A growing file has no end to share out: it is one lane.
+        "spans": lanes_of(source, block_bytes, 1 if args.follow else args.workers, args.shard),
         "began_ns": began_ns,
         "interval_s": args.interval,
         "timestamps": args.timestamps,

@@ -188,7 +188,16 @@ class LaneRun(Run):
         if tell:
             self._rejects.write(self.task.source.path, line, bytes(block.data), bad)
 
-    def _publish_block(self, pass_number: int, block: int, columns: Columns, stamper: Stamper, first_part: int) -> bool:
+    def _publish_block(
+        self,
+        pass_number: int,
+        block: int,
+        columns: Columns,
+        stamper: Stamper,
+        first_part: int,
+        following_block: int | None = None,
+    ) -> bool:
+        after = block + 1 if following_block is None else following_block
         parts = batch_parts(columns.rows, self.task.batch_rows)
         for part, (start, end) in enumerate(parts):
             if part < first_part:
@@ -204,7 +213,7 @@ class LaneRun(Run):
             following = (
                 Position(pass_number, block, part + 1, self._seq)
                 if part + 1 < len(parts)
-                else Position(pass_number, block + 1, 0, self._seq)
+                else Position(pass_number, after, 0, self._seq)
             )
             times = stamper.times(chunk.timestamp_ns, rows)
             pack = partial(self._batcher.pack, chunk, times)

@@ -37,6 +37,9 @@ class Run(ABC):
         self.rows_read = 0
         self.bytes_read = 0
         self.passes = 0
+        self.cuts: tuple[int, ...] = ()
+        self.urgent = False
+        """The next report must go out at once: what follows relies on it."""
         self._lane = lane
         self._settings = settings
         self._stopping = stopping
@@ -74,6 +77,7 @@ class Run(ABC):
             connected=bool(stats.connected),
             latency_p50_s=publisher.latency_s(0.5),
             latency_p99_s=publisher.latency_s(0.99),
+            cuts=self.cuts,
             ended=ended,
             done=done,
             unacked=unacked,

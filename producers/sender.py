@@ -23,6 +23,8 @@ from producers.supervisor import Totals
 from zmqbroker.errors import BrokerError, PublishTimeout
 
 CATCH_UP_BYTES_A_TURN: Final = 256 << 10
+LINGER_S_MAX: Final = 2.0
+"""Longest time that rows wait for others while acks are slow: a reading is never older than that for our sake."""
 
 
 class _Sent(NamedTuple):
@@ -99,7 +101,7 @@ class LiveSender:
 
     def pump(self) -> None:
         """Send what is due, notice what has become durable, catch up. Call it a few times a second."""
-        if self._buffer and self._clock() - self._buffered_at >= self._linger_s:
+        if self._buffer and self._clock() - self._buffered_at >= self._linger_now_s():
             self._flush()
         self._settle()
         self._watch()
@@ -275,6 +277,10 @@ class LiveSender:
         if self._old_producer is not None:
             self._old_producer.close(0)
             self._old_producer = None
+
+    def _linger_now_s(self) -> float:
+        """Batches grow while acks take long: a broker that is slow is not helped by many small ones."""
+        return max(self._linger_s, min(LINGER_S_MAX, 2 * self.totals.latency_p50_s - self._linger_s))
 
     def _spooled_rows(self) -> int:
         return self._spool.rows if self._spool is not None else 0

@@ -49,6 +49,9 @@ class LaneTask:
     """Rows of policy ``now`` all get the time at which their pass began: what a resumed run needs, where a batch made
     again must be the same batch."""
     follow: bool = False
+    """The file grows: at its end wait for more. Then ``Position.block`` is the offset of the next line."""
+    cuts: tuple[int, ...] = ()
+    """Of a followed file: ends of the pieces that an earlier worker had begun to publish, to be cut again just so."""
 
     @property
     def title(self) -> str:
@@ -61,7 +64,7 @@ class LaneTask:
         """
         if self.source.once:
             return None
-        return self if report is None else replace(self, start=report.position)
+        return self if report is None else replace(self, start=report.position, cuts=report.cuts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,8 @@ class Report:
     connected: bool = False
     latency_p50_s: float = 0.0
     latency_p99_s: float = 0.0
+    cuts: tuple[int, ...] = ()
+    """Of a followed file: ends of the pieces that are published and not all durable, told before they are."""
     ended: bool = False
     """The worker is finished with the lane, one way or the other."""
     done: bool = False

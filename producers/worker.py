@@ -43,6 +43,10 @@ def runner_of(task: Task) -> Callable[..., Run]:
         from producers.fleet_run import FleetRun
 
         return FleetRun
+    if task.follow:
+        from producers.follow import FollowRun
+
+        return FollowRun
     from producers.lane import LaneRun
 
     return LaneRun
@@ -108,7 +112,8 @@ class Worker:
 
     def _report(self, run: Run) -> None:
         now = time.monotonic()
-        if now - self._reported_at >= REPORT_EVERY_S:
+        if run.urgent or now - self._reported_at >= REPORT_EVERY_S:
+            run.urgent = False
             self._reported_at = now
             self._send(run.state())
 

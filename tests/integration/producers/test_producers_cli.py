@@ -17,7 +17,7 @@ import pytest
 import zstandard
 
 from tests.helpers.processes import ROOT, get_json
-from tests.helpers.producing import batches_in, rows_in
+from tests.helpers.producing import batches_in, conflicts_in, rows_in
 from tests.helpers.waiting import eventually
 
 HEADER = "timestamp,metric_name,gpu_id,uuid,Hostname,value\n"
@@ -280,3 +280,51 @@ def test_explain_prints_what_is_understood_and_sends_nothing(tmp_path, broker):
     assert done.returncode == 0
     assert b"identity: uuid" in done.stdout
     assert list(broker.iterdir()) == []
+
+
+def test_a_growing_file_is_followed_also_when_it_is_replaced_or_its_worker_dies(tmp_path, broker):
+    import psutil
+
+    path = tmp_path / "a.csv"
+    expected = dcgm_file(path, 300)
+    line = command("csv", path, "--follow", "--batch-rows", 20, "--timestamps", "original", broker=broker)
+    process = subprocess.Popen(line, cwd=ROOT)
+
+    def arrived(count):
+        eventually(lambda: sum(rows_in(batches_in(broker)).values()) >= count, 30, f"{count} rows arrive")
+
+    def append(start, count):
+        with path.open("a") as out:
+            for i in range(start, start + count):
+                out.write(f"2025-07-18T20:42:00Z,DCGM_FI_DEV_GPU_TEMP,0,GPU-{i % 97},host-1,{i}\n")
+                out.flush()
+                expected[f"GPU-{i % 97}", "DCGM_FI_DEV_GPU_TEMP", float(i)] += 1
+
+    try:
+        arrived(300)
+        with path.open("a") as out:
+            out.write("2025-07-18T20:42:00Z,DCGM_FI_DEV_GPU_TEMP,0,GPU-half,host-1,")
+        time.sleep(0.6)
+        assert sum(rows_in(batches_in(broker)).values()) == 300
+        with path.open("a") as out:
+            out.write("5\n")
+        expected["GPU-half", "DCGM_FI_DEV_GPU_TEMP", 5.0] += 1
+        arrived(301)
+        (broker / "slow").write_text("0.02")
+        append(1000, 500)
+        for child in psutil.Process(process.pid).children():
+            if "spawn_main" in " ".join(child.cmdline()):
+                os.kill(child.pid, signal.SIGKILL)
+        append(2000, 500)
+        (broker / "slow").unlink()
+        arrived(1301)
+        fresh = tmp_path / "fresh.csv"
+        expected += dcgm_file(fresh, 50)
+        os.replace(fresh, path)
+        arrived(1351)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(12) == 0
+    finally:
+        process.kill()
+    assert rows_in(batches_in(broker)) == expected
+    assert conflicts_in(broker) == []
