@@ -83,7 +83,8 @@ def load_secret(path: Path) -> KeyPair:
     public, secret = _load(path)
     if secret is None:
         raise KeyFileError(f"{path} holds no secret key: give the NAME.key_secret file")
-    if path.stat().st_mode & 0o077:
+    # A group that may read it is let pass: that is how Kubernetes hands a secret to a user that is not root (fsGroup).
+    if path.stat().st_mode & 0o027:
         raise KeyFileError(f"{path} can be read by others: chmod 600 {path}")
     return KeyPair(public, secret)
 

@@ -26,7 +26,7 @@ from tests.helpers.kustomize import (
 
 CUSTOM = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "ScaledObject"}
 SHARED = {"LOG_LEVEL", "LOG_FORMAT", "ZMQBROKER_URL", "ZMQBROKER_HTTP_URL", "CLICKHOUSE_URL", "CLICKHOUSE_USER",
-          "CLICKHOUSE_DATABASE"}  # fmt: skip
+          "CLICKHOUSE_DATABASE", "ZMQBROKER_CLIENT_KEY", "ZMQBROKER_SERVER_KEY"}  # fmt: skip
 
 
 def validate(documents: list[dict[str, Any]]) -> None:
