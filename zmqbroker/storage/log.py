@@ -59,6 +59,8 @@ FIRST_SEGMENT_BYTES: Final = 4 << 20
 INDEX_CACHE_BYTES: Final = 16 << 20
 """570,000 records: for batches of 1,000 rows the index of half a billion rows."""
 _FULL_PROBE_SECONDS: Final = 1.0
+_EVER: Final = (1 << 63) - 1
+"""Above every offset."""
 
 
 class _Sealed(Segment):
@@ -312,10 +314,10 @@ class DiskLog(TopicLog):
         payloads: list[memoryview] = []
         gaps: list[Gap] = []
         for segment in _overlapping(sealed, partition, first, last):
-            columns = self._held(self._index(segment).get(partition, EMPTY), partition)
-            self._read_part(segment, columns, partition, first, last, parts, payloads, gaps)
-        columns = self._held(active.columns(partition), partition)
-        self._read_part(active, columns, partition, first, last, parts, payloads, gaps)
+            columns = self._held(self._index(segment).get(partition, EMPTY), partition, first, last)
+            self._read_part(segment, columns, partition, parts, payloads, gaps)
+        columns = self._held(active.columns(partition), partition, first, last)
+        self._read_part(active, columns, partition, parts, payloads, gaps)
         if self._news:
             news = [
                 g for g in list(self._news.values()) if g.partition == partition and g.first <= last and g.last >= first
@@ -330,19 +332,16 @@ class DiskLog(TopicLog):
         segment: _Sealed | ActiveSegment,
         columns: Columns,
         partition: int,
-        first: int,
-        last: int,
         parts: list[np.ndarray],
         payloads: list[memoryview],
         gaps: list[Gap],
     ) -> None:
-        start, stop = columns.find(first), columns.find(last + 1)
-        if start >= stop:
+        if not len(columns.offset):
             return
         trusted_from = segment.trusted_from if isinstance(segment, ActiveSegment) else 1 << 62
         try:
             with self._filesystem.open(segment.path) as file:
-                read = read_records(file, segment.head.seed, columns.part(start, stop), trusted_from=trusted_from)
+                read = read_records(file, segment.head.seed, columns, trusted_from=trusted_from)
         except FileNotFoundError:
             if self._is_dropped(segment.number):
                 return
@@ -364,17 +363,17 @@ class DiskLog(TopicLog):
         end = min(end, active.synced_offsets[partition])
         rows = size = count = 0
         for columns in self._columns(sealed, active, partition, first, end - 1):
-            start, stop = columns.find(first), columns.find(end)
-            if start >= stop:
+            held = len(columns.offset)
+            if not held:
                 continue
-            fits, more_rows, more_size = columns.fit(start, stop, max_rows - rows, max_bytes - size)
+            fits, more_rows, more_size = columns.fit(0, held, max_rows - rows, max_bytes - size)
             if not fits and not count:
-                fits, more_rows, more_size = 1, int(columns.rows[start]), int(columns.length[start])
+                fits, more_rows, more_size = 1, int(columns.rows[0]), int(columns.length[0])
             count += fits
             rows += more_rows
             size += more_size
-            if start + fits < stop:
-                return Cut(int(columns.offset[start + fits]) - 1, rows, size)
+            if fits < held:
+                return Cut(int(columns.offset[fits]) - 1, rows, size)
         return Cut(max(end, first) - 1, rows, size)
 
     def find_time(self, partition: int, time_ms: int) -> int:
@@ -383,11 +382,11 @@ class DiskLog(TopicLog):
         for segment in sealed:
             part = segment.summary.partitions.get(partition)
             if part is not None and part.newest_ms >= time_ms:
-                columns = self._held(self._index(segment)[partition], partition)
+                columns = self._held(self._index(segment)[partition], partition, 0, _EVER)
                 late = columns.time_ms >= time_ms
                 if late.any():
                     return int(columns.offset[int(late.argmax())])
-        columns = self._held(active.columns(partition), partition)
+        columns = self._held(active.columns(partition), partition, 0, _EVER)
         late = columns.time_ms >= time_ms
         return int(columns.offset[int(late.argmax())]) if late.any() else synced
 
@@ -426,16 +425,17 @@ class DiskLog(TopicLog):
         self, sealed: tuple[_Sealed, ...], active: ActiveSegment, partition: int, first: int, last: int
     ) -> Iterator[Columns]:
         for segment in _overlapping(sealed, partition, first, last):
-            yield self._held(self._index(segment)[partition], partition)
-        yield self._held(active.columns(partition), partition)
+            yield self._held(self._index(segment)[partition], partition, first, last)
+        yield self._held(active.columns(partition), partition, first, last)
 
-    def _held(self, columns: Columns, partition: int) -> Columns:
-        """Without what a gap has declared to be no more."""
+    def _held(self, columns: Columns, partition: int, first: int, last: int) -> Columns:
+        """From ``first`` to ``last``, without what a gap has declared to be no more."""
+        columns = columns.part(columns.find(first), columns.find(last + 1))
         if not self._gaps:
             return columns
         keep: np.ndarray | None = None
         for gap in list(self._gaps.values()):
-            if gap.partition == partition:
+            if gap.partition == partition and gap.first <= last and gap.last >= first:
                 start, stop = columns.find(gap.first), columns.find(gap.last + 1)
                 if start < stop:
                     keep = np.ones(len(columns.offset), dtype=bool) if keep is None else keep
