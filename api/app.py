@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import orjson
@@ -66,6 +66,13 @@ class _OrjsonProvider(JSONProvider):
         obj = self._prepare_response_obj(args, kwargs)
         body = orjson.dumps(obj, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY, default=str)
         return self._app.response_class(body, mimetype="application/json")
+
+
+class _SyncFlask(Flask):
+    """Flask without coroutines: it would look at every function of every request whether it is one."""
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        return func
 
 
 def configuration(settings: Settings) -> dict[str, Any]:
@@ -135,7 +142,7 @@ def create_app(
     """
     registry = registry or CollectorRegistry()
     health = health or Health("telemetry-api", __version__)
-    app = Flask("api", static_folder=None)
+    app = _SyncFlask("api", static_folder=None)
     app.json = _OrjsonProvider(app)
     app.config.update(configuration(settings))
     app.url_map.strict_slashes = True

@@ -41,8 +41,13 @@ def install_limits(app: Flask, settings: Settings) -> None:
         if "ETag" not in response.headers:
             response.add_etag()
         response.headers.setdefault("Cache-Control", "no-cache")
-        response.vary.add("Accept")
-        return response.make_conditional(request)
+        if "Vary" not in response.headers:
+            response.headers["Vary"] = "Accept"
+        else:
+            response.vary.add("Accept")
+        if "If-None-Match" in request.headers or "If-Modified-Since" in request.headers:
+            return response.make_conditional(request)
+        return response
 
 
 def _install_rates(app: Flask, settings: Settings) -> None:

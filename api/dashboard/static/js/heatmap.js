@@ -8,7 +8,7 @@ import { h, token } from "./dom.js";
 import { quantity } from "./format.js";
 import { ramp, step } from "./ramp.js";
 
-const CELL_MAX = 44;
+const CELL_MAX = 72;
 const CELL_MIN = 4;
 const CELL_WITH_TEXT = 26;
 const LABEL_PX = 15;
@@ -142,7 +142,7 @@ export class Heatmap {
     const { cell: size } = layout;
     g.textAlign = "center";
     g.textBaseline = "middle";
-    g.font = `600 ${Math.min(13, Math.round(size * 0.36))}px ${look.sans}`;
+    g.font = `600 ${Math.min(20, Math.round(size * 0.36))}px ${look.sans}`;
     g.lineWidth = 1;
     for (const cell of this.cells) {
       const [x, y] = this.#origin(cell);
