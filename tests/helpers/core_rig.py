@@ -6,6 +6,7 @@ After every turn all invariants are checked. Time stands still unless the test m
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from zmqbroker.core.broker import Core
 from zmqbroker.core.config import BrokerConfig, TopicConfig
 from zmqbroker.core.effects import Hand
 from zmqbroker.core.group import Group
+from zmqbroker.core.operating import Operating
 from zmqbroker.core.topic import Topic
 from zmqbroker.protocol import RECORD, Flag, Header, Type
 from zmqbroker.storage.interface import TopicLog
@@ -126,6 +128,16 @@ class Rig:
                 break
         self.sent += said
         return said
+
+    def operate(self, what: Callable[[Operating], Any]) -> tuple[Any, list[Sent]]:
+        """What an operator does between two turns; its result, and what the broker said of it."""
+        self.core.state.fx.clear()
+        result = what(self.core.operating)
+        fx = self.core.state.fx
+        said = [Sent(c, Type(f[0][4]), protocol.unpack(f[0]), f[1:]) for c, f in fx.sends]
+        self.questions += [*fx.reads, *fx.cuts]
+        self.sent += said
+        return result, said + self.turn()
 
     def commit(self) -> list[Sent]:
         """What was handed over is written and synced."""
