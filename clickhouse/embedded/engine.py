@@ -97,8 +97,10 @@ class DataDirectory:
             raise UsageError(
                 f"--data-dir {path}: held by process {holder}; stop that one or choose another directory"
             ) from None
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        # The number is for whoever is refused; a disk that is full just now is no reason not to start.
+        with suppress(OSError):
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
 
     def sub(self, name: str) -> Path:
         path = self.path / name

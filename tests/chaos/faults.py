@@ -49,6 +49,9 @@ def strike(pipeline: Pipeline, fault: Fault) -> None:
             pipeline.disks[fault.whom].fill()
             time.sleep(fault.seconds)
             pipeline.disks[fault.whom].empty()
+            # Whoever is just starting may say that it cannot, with no byte left; whatever supervises it tries again.
+            if not program.running and "space" in program.tail():
+                program.start()
         case "restart":
             began = program.said_anything
             code = program.terminate()
