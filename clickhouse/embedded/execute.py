@@ -16,6 +16,11 @@ from clickhouse.embedded.users import User
 
 _SECONDS_MAX: Final = 24 * 3600
 
+# The engine's own read-only mode lets KILL and SYSTEM through.
+_READING: Final = frozenset(
+    {"SELECT", "WITH", "FROM", "(", "VALUES", "SHOW", "DESCRIBE", "DESC", "EXPLAIN", "EXISTS", "SET", "USE"}
+)
+
 
 class Executor:
     """Runs statements. Bounds that clients cannot lift: memory, and the time that an insert may take (R12)."""
@@ -26,6 +31,8 @@ class Executor:
 
     def run(self, request: Request, statement: Statement, user: User, query_id: str, response: Response) -> int:
         """Run and fill the response. Returns the rows inserted. Raises :class:`EngineError`."""
+        if user.readonly and statement.verb not in _READING:
+            raise EngineError.of(164, "READONLY", f"{user.name}: Cannot execute query in readonly mode")
         killed: set[Ticket] = set()
         if statement.verb == "KILL":
             # Before the engine's own KILL ... SYNC, which waits for what is shown of an insert that is still coming.
@@ -77,9 +84,7 @@ class Executor:
         settings = {**self._bounds(request, statement), "log_comment": query_id}
         before = self._values(handle, settings) if in_session and not statement.changes_session else {}
         database = request.params.get("database") or request.headers.get("X-ClickHouse-Database", "")
-        if database:
-            handle.use(database)
-        handle.set(settings)
+        handle.set(settings, database)
         for table in request.external:
             handle.run(f"CREATE TEMPORARY TABLE {quoted_name(table.name)} ({table.structure})")
             handle.insert(f"INSERT INTO {quoted_name(table.name)}", table.format, table.data)

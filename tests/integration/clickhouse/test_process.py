@@ -95,7 +95,14 @@ def test_users_have_passwords_and_one_may_only_read(tmp_path: Path) -> None:
             insert_samples(conn, sample_columns(10), token="w")
         reader = StorePool(StoreAddress(store.url, user="reader", password="r"))
         assert reader.query("SELECT count() FROM samples") == [(10,)]
-        for sql in ("DROP TABLE samples", "INSERT INTO samples SELECT * FROM samples", "TRUNCATE TABLE samples"):
+        for sql in (
+            "DROP TABLE samples",
+            "INSERT INTO samples SELECT * FROM samples",
+            "TRUNCATE TABLE samples",
+            "KILL QUERY WHERE 1",
+            "SYSTEM STOP MERGES",
+            "BACKUP DATABASE telemetry TO File('x')",
+        ):
             with pytest.raises(StoreRefused) as caught:
                 reader.command(sql)
             assert caught.value.code == 164
