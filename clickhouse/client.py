@@ -212,11 +212,10 @@ class _Reader:
         output_format: str = "JSONEachRow",
     ) -> bytes:
         """The result as the server writes it in ``output_format``."""
-        return bytes(
-            self._ask(
-                lambda c: c.raw_query(sql, parameters=_bound(params), settings=dict(settings or {}), fmt=output_format)
-            )
+        found: bytes = self._ask(
+            lambda c: c.raw_query(sql, parameters=_bound(params), settings=dict(settings or {}), fmt=output_format)
         )
+        return found
 
     def scalar(self, sql: str, params: Mapping[str, Any] | None = None) -> Any:
         """First column of the first row, or None."""

@@ -12,7 +12,7 @@ from typing import Any, Final
 from clickhouse.queries.inventory import Reader
 from clickhouse.queries.samples import Filter
 
-WINDOW_ROWS: Final = 100_000
+WINDOW_ROWS: Final = 50_000
 SLICE_MS: Final = 60_000
 """Windows are whole minutes; a minute with more rows than a window is cut by the second."""
 
@@ -31,7 +31,7 @@ def windows(store: Reader, wanted: Filter, *, order: str, settings: Any = None) 
     """The range in time order (``asc`` or ``desc``), cut so that each part holds about WINDOW_ROWS."""
     for start, end, rows in _packed(_counts(store, wanted, SLICE_MS, settings), SLICE_MS, order):
         part = _clipped(wanted, start, end)
-        if rows <= 4 * WINDOW_ROWS:
+        if rows <= WINDOW_ROWS:
             yield part
             continue
         for start_s, end_s, _ in _packed(_counts(store, part, 1000, settings), 1000, order):
