@@ -91,6 +91,10 @@ bench: $(STAMP)  ## every benchmark; results in loadtest/results/ and docs/perfo
 	$(BIN)/python -m loadtest.bench all $(ARGS)
 	$(BIN)/python -m loadtest.bench.report
 
+load: $(STAMP)  ## Locust against a running API (HOST=url), judged by loadtest/thresholds.json
+	LOAD_THRESHOLDS=1 $(BIN)/python -m locust -f loadtest/locustfile.py DashboardUser ScriptUser ExporterUser WriterUser \
+		--headless --only-summary --host $(or $(HOST),http://127.0.0.1:8080) -u 50 -r 10 -t 60s $(ARGS)
+
 openapi: $(STAMP)  ## write docs/openapi.json from the API's code
 	$(BIN)/python -m api.openapi > docs/openapi.json
 
@@ -107,4 +111,4 @@ clean:  ## remove caches and build results; data and .venv stay
 	rm -f .coverage .coverage.*
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -print0 | xargs -0 rm -rf
 
-.PHONY: help setup run services stop test test-unit test-integration test-e2e simulate chaos coverage lint lint-deploy lock bench openapi docs clean
+.PHONY: help setup run services stop test test-unit test-integration test-e2e simulate chaos coverage lint lint-deploy lock bench load openapi docs clean
