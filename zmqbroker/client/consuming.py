@@ -242,8 +242,14 @@ class ConsumerConversation:
             if self.on_ready is not None:
                 self.on_ready()
         elif h.type == Type.SUBSCRIBED:
-            self.opening.accept()
-            self.log_uuid = frames[0].hex() if frames else ""
+            self._subscribed(frames)
+        elif h.type == Type.REVOKE:
+            held = self.holding.get(h.a)
+            if held is not None and held.attempt == h.e:
+                self._revoked(held)
+        elif h.type == Type.GAP:
+            self.gaps_total += 1
+            self.gaps.append((h.partition, h.b, h.c, frames[0].decode("utf-8", "replace") if frames else ""))
         elif h.type == Type.BYE:
             self._anew(now + _BUSY_RETRY_S)
 
@@ -251,7 +257,7 @@ class ConsumerConversation:
         """A new conversation begins: what the broker does not leave with us is somebody else's from now on."""
         if self.opening.accepted:
             return
-        self.opening.accepted = True
+        self.opening.accept()
         log_uuid = frames[0].hex() if frames else ""
         if log_uuid != self.log_uuid:
             self._say.clear()
