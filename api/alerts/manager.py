@@ -54,6 +54,7 @@ class Alerts:
         self._alertmanager = alertmanager.rstrip("/")
         self._clock = clock
         self._lock = threading.Lock()
+        self._evaluating = threading.Lock()
         self._current: dict[str, dict[str, Any]] = {}
         self._warnings: list[str] = []
         self._evaluated = 0.0
@@ -84,8 +85,10 @@ class Alerts:
 
     def current(self) -> tuple[list[dict[str, Any]], list[str]]:
         """(alerts, the worst first; warnings), not older than FRESH_SECONDS. Raises StoreError."""
-        if self._clock() - self._evaluated > FRESH_SECONDS:
-            self.refresh()
+        with self._evaluating:
+            # Ten dashboards that ask at once cost one evaluation.
+            if self._clock() - self._evaluated > FRESH_SECONDS:
+                self.refresh()
         with self._lock:
             alerts = [self._with_silence(alert) for alert in self._current.values()]
             warnings = list(self._warnings)
