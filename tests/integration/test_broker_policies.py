@@ -69,7 +69,8 @@ def test_r20_a_group_that_stalls_holds_its_records_and_they_are_read_back_from_d
                 producer.publish(i.to_bytes(4, "little") * 250, rows=10)
             assert producer.flush(30)
             assert topic_stats(broker, "t")["messages"] == 10_000
-            assert sum(p.tail_bytes for p in broker.core.topics["t"].partitions) < 2 << 20
+            # The budget, what may come between two looks at it, and what was not durable at the last one.
+            assert sum(p.tail_bytes for p in broker.core.topics["t"].partitions) < 5 << 20
             consumer.set_credit(2)
             seen: list[int] = []
             while len(seen) < 10_000:
