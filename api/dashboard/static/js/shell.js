@@ -87,8 +87,9 @@ function rangePicker() {
   const error = h("p", { class: "state error", hidden: true, role: "alert" });
   const form = h("form", { class: "stack", onsubmit: apply }, h("label", {}, "From", from), h("label", {}, "To", to), error, h("button", { class: "button", type: "submit" }, "Show this range"));
   const sheet = h("details", { class: "menu" }, summary, h("div", { class: "menu-sheet" }, h("div", { class: "choices", role: "group", "aria-label": "Relative ranges" }, relative), form));
-  sheet.addEventListener("toggle", () => {
-    if (!sheet.open) return;
+  // On the click (a key gives one, too), not on "toggle": that comes later, and over what was typed by then.
+  summary.addEventListener("click", () => {
+    if (sheet.open) return;
     const { startMs, endMs } = timeRange();
     [from.value, to.value] = [local(startMs), local(endMs)];
   });
