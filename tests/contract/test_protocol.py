@@ -22,7 +22,7 @@ def test_any_bytes_are_a_header_or_a_protocol_error(frame: bytes) -> None:
     try:
         header = protocol.unpack(frame)
     except ProtocolError as e:
-        assert e.code in (Code.BAD_MESSAGE, Code.BAD_VERSION)
+        assert e.code in (Code.BAD_MESSAGE, Code.BAD_VERSION)  # noqa: PT017
     else:
         assert len(frame) == HEADER_BYTES
         assert header.magic == protocol.MAGIC
@@ -33,7 +33,7 @@ def test_any_bytes_are_ranges_or_a_protocol_error(frame: bytes, count: int) -> N
     try:
         assert len(protocol.unpack_ranges(frame, count)) == count
     except ProtocolError as e:
-        assert e.code == Code.BAD_MESSAGE
+        assert e.code == Code.BAD_MESSAGE  # noqa: PT017
 
 
 @given(st.binary(max_size=200), st.integers(0, 1 << 32))
@@ -41,7 +41,7 @@ def test_any_bytes_are_offsets_or_a_protocol_error(frame: bytes, count: int) -> 
     try:
         assert len(protocol.unpack_offsets(frame, count)) == count
     except ProtocolError as e:
-        assert e.code == Code.BAD_MESSAGE
+        assert e.code == Code.BAD_MESSAGE  # noqa: PT017
 
 
 _JSON = st.recursive(
@@ -54,7 +54,7 @@ def test_any_bytes_are_options_or_a_protocol_error(frame: bytes) -> None:
     try:
         assert isinstance(protocol.unpack_options(frame), dict)
     except ProtocolError as e:
-        assert e.code == Code.BAD_MESSAGE
+        assert e.code == Code.BAD_MESSAGE  # noqa: PT017
 
 
 def test_deeply_nested_and_oversized_options_are_protocol_errors() -> None:
