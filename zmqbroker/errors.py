@@ -1,18 +1,18 @@
 """What can go wrong, named by what went wrong.
 
-    BrokerError
-     +- Recoverable            trying again can help, as the message says
-     |   +- PublishTimeout         no credit, or no broker, within the time given
-     |   +- BrokerUnavailable      nobody answers at the address
-     |   +- DiskFull               no space for data; acks and seals go on
-     +- Fatal                  trying again cannot help; something must change first
-         +- MessageTooLarge        above the broker's limit
-         +- ProducerClosed, ConsumerClosed
-         +- Refused                the broker said no, with a code of the protocol
-         +- LogStopped             an fsync failed: the log is never written again by this process (R11)
-         +- DirectoryLocked        another process holds the data directory
-         +- CorruptLog             the log's own files contradict each other
-    ProtocolError                  the other side sent what the protocol does not allow
+BrokerError
+ +- Recoverable            trying again can help, as the message says
+ |   +- PublishTimeout         no credit, or no broker, within the time given
+ |   +- BrokerUnavailable      nobody answers at the address
+ |   +- DiskFull               no space for data; acks and seals go on
+ +- Fatal                  trying again cannot help; something must change first
+     +- MessageTooLarge        above the broker's limit
+     +- ProducerClosed, ConsumerClosed
+     +- Refused                the broker said no, with a code of the protocol
+     +- LogStopped             an fsync failed: the log is never written again by this process (R11)
+     +- DirectoryLocked        another process holds the data directory
+     +- CorruptLog             the log's own files contradict each other
+ProtocolError                  the other side sent what the protocol does not allow
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class MessageTooLarge(Fatal):
     """The payload is above the broker's limit: send fewer rows a batch."""
 
     def __init__(self, size_bytes: int, limit_bytes: int) -> None:
-        super().__init__(f"a message of {size_bytes} bytes is above the limit of {limit_bytes}: send fewer rows a batch")
+        super().__init__(
+            f"a message of {size_bytes} bytes is above the limit of {limit_bytes}: send fewer rows a batch"
+        )
         self.size_bytes = size_bytes
         self.limit_bytes = limit_bytes
 
