@@ -22,9 +22,7 @@ import threading
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from urllib.parse import unquote, urlsplit
 
 import clickhouse_connect
 import clickhouse_connect.common
@@ -36,16 +34,12 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError, NewConnectionError
 
+from clickhouse.address import DEFAULT_DATABASE, DEFAULT_URL, Z_SECONDS, StoreAddress
 from clickhouse.errors import OutcomeUnknown, StoreError, StoreNotReady, StoreRefused, StoreUnavailable, from_code
 
 if TYPE_CHECKING:
     import pyarrow
 
-DEFAULT_URL: Final = "http://127.0.0.1:8123"
-DEFAULT_DATABASE: Final = "telemetry"
-
-Z_SECONDS: Final = 60
-"""Z of GUARANTEES: the longest time for which an insert that was sent may still commit. Bounds every request."""
 
 INSERT_SETTINGS: Final[dict[str, Any]] = {
     # On by default from 26.3: it would answer before, and merge blocks after, what the token was made for.
@@ -74,52 +68,6 @@ logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
 clickhouse_connect.common.set_setting("max_connection_age", 0)
 # One client serves many threads and no temporary tables are used: sessions would only serialise them.
 clickhouse_connect.common.set_setting("autogenerate_session_id", False)
-
-
-@dataclass(frozen=True)
-class StoreAddress:
-    """Where the store is and as whom to speak to it."""
-
-    url: str = DEFAULT_URL
-    user: str = "default"
-    password: str = field(default="", repr=False)
-    database: str = DEFAULT_DATABASE
-    ca_file: str = ""
-    """PEM file of the CA that signed the server's certificate; "" = the system's."""
-    cert_file: str = ""
-    key_file: str = ""
-    verify: bool = True
-    connect_timeout_s: float = 5.0
-    timeout_s: float = Z_SECONDS
-    """Longest wait for the server within one request, in seconds."""
-    compression: str = "none"
-    """Of insert bodies: none (loopback), lz4."""
-
-    def driver_arguments(self) -> dict[str, Any]:
-        """The keyword arguments of ``clickhouse_connect.get_client``. Raises ``ValueError`` for a URL that is none."""
-        parts = urlsplit(self.url if "://" in self.url else f"http://{self.url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"store address {self.url!r} is no http:// or https:// URL")
-        return {
-            "interface": parts.scheme,
-            "host": parts.hostname,
-            "port": parts.port or (8443 if parts.scheme == "https" else 8123),
-            "proxy_path": parts.path.strip("/"),
-            "username": unquote(parts.username) if parts.username else self.user,
-            "password": unquote(parts.password) if parts.password else self.password,
-            # Writers name the database in each statement: it may not exist yet.
-            "database": None,
-            "connect_timeout": max(1, round(self.connect_timeout_s)),
-            "send_receive_timeout": max(1, round(self.timeout_s)),
-            "client_name": "gpu-telemetry",
-            "autogenerate_session_id": False,
-        }
-
-    @property
-    def shown(self) -> str:
-        """The URL without credentials, for messages."""
-        parts = urlsplit(self.url if "://" in self.url else f"http://{self.url}")
-        return f"{parts.scheme}://{parts.hostname}:{parts.port or 8123}"
 
 
 class InsertSummary(NamedTuple):
@@ -518,3 +466,18 @@ def _reason(e: BaseException) -> str:
         e = inner
     # "<urllib3 object at 0x...>: Failed to establish a new connection: [Errno 111] Connection refused"
     return str(e).rpartition(">: ")[2].rpartition("] ")[2] or type(e).__name__
+
+
+__all__ = [
+    "DEFAULT_DATABASE",
+    "DEFAULT_URL",
+    "INSERT_SETTINGS",
+    "INSERT_SETTINGS_IF_KNOWN",
+    "Z_SECONDS",
+    "InsertSummary",
+    "StoreAddress",
+    "StoreConnection",
+    "StorePool",
+    "assert_server",
+    "connect",
+]
