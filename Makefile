@@ -62,7 +62,7 @@ test-e2e: $(STAMP)  ## tests of the whole pipeline, started as a user would
 	$(PYTEST) tests/e2e $(ARGS)
 
 simulate: $(STAMP)  ## the broker's core and log under random histories (SEEDS=n of them)
-	SEEDS=$(SEEDS) $(PYTEST) tests/simulation $(ARGS)
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
 
 chaos: $(STAMP)  ## kill, stop and restart every process while rows stream, then account for every row (SEED= FAULTS= ROWS=)
 	$(BIN)/python -m tests.chaos

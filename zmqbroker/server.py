@@ -308,6 +308,8 @@ class Broker:
             self.reader.ask(cut)
         for open_ in fx.opens:
             self.reader.ask(open_)
+        for text, about in fx.notices:
+            _log.warning(text, extra=about)
 
     def _send(self, conn: bytes, frames: list[bytes]) -> None:
         try:
@@ -330,9 +332,7 @@ class Broker:
         for topic in self.core.topics.values():
             if topic.stopped:
                 continue
-            config = topic.config
-            older_than_ms = self._wall_ms() - config.retention_ms
-            self.writer.maintain(topic.name, topic.floors(), older_than_ms, config.retention_bytes or None)
+            self.writer.maintain(topic.name, *topic.retention(self._wall_ms()))
 
     # --- threads and files -----------------------------------------------------------------------------------------
 

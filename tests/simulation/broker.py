@@ -287,9 +287,7 @@ class BrokerProcess:
             if not self.paused:
                 for topic in self.core.topics.values():
                     if not topic.stopped:
-                        config = topic.config
-                        older_than_ms = self.world.wall_ms() - config.retention_ms
-                        self.writer.maintain(topic.name, topic.floors(), older_than_ms, config.retention_bytes or None)
+                        self.writer.maintain(topic.name, *topic.retention(self.world.wall_ms()))
                 self._plan_write(0.0)
             self.world.clock.after(1.0, maintain)
 

@@ -242,7 +242,8 @@ class Core:
         # What producers may still send counts as used (R11), so that the cap holds whatever they do.
         cap = topic.config.disk_bytes_max
         was_full = topic.disk_full
-        topic.disk_full = full or used_bytes + self.state.pool.outstanding_bytes >= cap
+        at_cap = used_bytes + self.state.pool.outstanding_bytes >= cap and topic.config.overflow == "stop"
+        topic.disk_full = full or at_cap
         if was_full and not topic.disk_full:
             self.producing.share_out()
 

@@ -139,6 +139,15 @@ class Topic:
             floors = [min(floor, gp.floor) for floor, gp in zip(floors, group.parts, strict=True)]
         return floors
 
+    def retention(self, wall_ms: int) -> tuple[list[int] | None, int, int | None]:
+        """What :meth:`TopicLog.drop_before` may drop now: (floors or None for nothing, older than, keep bytes)."""
+        config = self.config
+        if config.overflow == "drop-oldest" and (self.disk_full or self.disk_bytes > config.disk_bytes_max * 0.9):
+            # The oldest goes, whoever has not had it yet: groups step over it and are told (R28).
+            keep = int(min(config.disk_bytes_max, self.disk_bytes if self.disk_full else config.disk_bytes_max) * 0.85)
+            return [p.durable_offset for p in self.partitions], 0, keep
+        return self.floors(), wall_ms - config.retention_ms, config.retention_bytes or None
+
     def snapshot(self, sessions: list[Session]) -> bytes:
         """Everything that recovery must know, besides the records themselves."""
         state = {
