@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -92,13 +92,28 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
+Start = Callable[[], Runner]
+
+
 @pytest.fixture
-def runner(directory: Path) -> Iterator[Runner]:
-    runner = Runner(directory, "--csv", str(directory / "some.csv"))
-    yield runner
-    if runner.popen.poll() is None:
-        runner.popen.kill()
-        runner.popen.wait()
+def start(directory: Path) -> Iterator[Start]:
+    """Starts a runner on the test's directory; whatever becomes of the test, it ends (and takes its programs along)."""
+    started: list[Runner] = []
+
+    def one() -> Runner:
+        started.append(Runner(directory, "--csv", str(directory / "some.csv")))
+        return started[-1]
+
+    yield one
+    for runner in started:
+        if runner.popen.poll() is None:
+            runner.popen.kill()
+            runner.popen.wait()
+
+
+@pytest.fixture
+def runner(start: Start) -> Runner:
+    return start()
 
 
 def alive(pid: int) -> bool:
@@ -133,9 +148,9 @@ def test_a_program_that_dies_is_started_again(runner: Runner) -> None:
     assert runner.popen.wait(12) == 0
 
 
-def test_a_program_that_hangs_is_killed_and_all_is_over_within_12_seconds(directory: Path) -> None:
+def test_a_program_that_hangs_is_killed_and_all_is_over_within_12_seconds(directory: Path, start: Start) -> None:
     (directory / "bin" / "telemetry-collector.hangs").touch()
-    runner = Runner(directory, "--csv", str(directory / "some.csv"))
+    runner = start()
     runner.wait_ready()
     started = time.monotonic()
     runner.popen.send_signal(signal.SIGINT)
@@ -145,18 +160,20 @@ def test_a_program_that_hangs_is_killed_and_all_is_over_within_12_seconds(direct
     assert not any(alive(pid) for pid in runner.pids())
 
 
-def test_a_usage_error_of_one_program_ends_everything_with_exit_code_2(directory: Path) -> None:
+def test_a_usage_error_of_one_program_ends_everything_with_exit_code_2(directory: Path, start: Start) -> None:
     (directory / "bin" / "telemetry-streamer.refuses").touch()
-    runner = Runner(directory, "--csv", str(directory / "some.csv"))
+    runner = start()
     assert runner.popen.wait(20) == 2
     assert "--flag: 'x' is not good" in runner.output()
     assert "streamer cannot run like this" in runner.output()
     assert not any(alive(pid) for pid in runner.pids())
 
 
-def test_a_second_runner_on_the_same_data_is_refused_and_stop_ends_the_first(runner: Runner, directory: Path) -> None:
+def test_a_second_runner_on_the_same_data_is_refused_and_stop_ends_the_first(
+    runner: Runner, directory: Path, start: Start
+) -> None:
     runner.wait_ready()
-    second = Runner(directory, "--csv", str(directory / "some.csv"))
+    second = start()
     assert second.popen.wait(10) == 2
     assert f"is in use by process {runner.popen.pid}; stop it first" in second.output()
     stop = [sys.executable, "deploy/local/run.py", "stop", "--data", str(directory / "data")]
