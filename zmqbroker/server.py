@@ -144,7 +144,7 @@ class Broker:
         if not self.writer.is_alive():
             for name, log in self._logs.items():
                 topic = self.core.topics.get(name)
-                if topic is not None and not topic.stopped and not topic.appends:
+                if topic is not None and topic.settled:
                     try:
                         log.close(topic.snapshot(self.core.state.sessions_of(topic)))
                     except BrokerError as e:

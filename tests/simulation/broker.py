@@ -81,6 +81,7 @@ class BrokerProcess:
         self._turn_at: float | None = None
         self._write_at: float | None = None
         self._writing = False
+        self._on_their_way: list[tuple] = []
         self._logs: dict[str, TopicLog] = {}
         self.core = Core(world.profile.broker, random.Random(world.clock.rng.random()), world.profile.topic)
         self.core.state.topic_configs["t"] = world.profile.topic
@@ -124,6 +125,7 @@ class BrokerProcess:
         if not self.up or self.paused:
             return
         self.core.state.stopping = True
+        self._inbox.extend(self._on_their_way)
         try:
             for _ in range(50):
                 self._turn_now()
@@ -138,7 +140,7 @@ class BrokerProcess:
             self.writer.finish()
             for name, log in self._logs.items():
                 topic = self.core.topics.get(name)
-                if topic is not None and not topic.stopped and not topic.appends:
+                if topic is not None and topic.settled:
                     log.close(topic.snapshot(self.core.state.sessions_of(topic)))
         except Killed:
             self.kill(power=True)
@@ -261,11 +263,13 @@ class BrokerProcess:
             return
         # What was written is durable now; the loop hears of it when the sync would have ended.
         events, self._written[:] = list(self._written), []
+        self._on_their_way = events
         self._writing = True
 
         def done() -> None:
             if self.up and boot == self._boot:
                 self._writing = False
+                self._on_their_way = []
                 self._inbox.extend(events)
                 self._plan_turn(0.0)
                 if self.writer.backlog:

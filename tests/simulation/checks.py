@@ -139,8 +139,10 @@ class Checks:
                     raise Violation(f"after recovery offset {place} holds {found[place]}, not {address}")
             elif any(g[0] == place[0] and g[1] <= place[1] <= g[2] for g in gaps):
                 self.lost.add(address)
+                self.places.pop(address, None)
             elif place[1] >= firsts[place[0]]:
                 raise Violation(f"{address} was durable at {place}, and recovery lost it")
+        self.durable = {p: a for p, a in self.durable.items() if a in self.places}
         for place, address in found.items():
             self._place(place, address)
         if self.world.profile.topic.fsync != "commit":

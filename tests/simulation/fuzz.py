@@ -124,8 +124,13 @@ def play(messages: int, seed: int) -> str:
                         socket.connect(url)
                         sockets.append(socket)
                     socket = rng.choice(sockets)
-                    with contextlib.suppress(zmq.Again):
-                        socket.send_multipart(fuzzer.message(), zmq.NOBLOCK)
+                    message = fuzzer.message()
+                    while True:
+                        try:
+                            socket.send_multipart(message, zmq.NOBLOCK)
+                            break
+                        except zmq.Again:  # it is not connected yet, or the broker has much to read: every message counts
+                            time.sleep(0.001)
                     if i % 8 == 0:
                         for s in sockets:
                             with contextlib.suppress(zmq.Again):

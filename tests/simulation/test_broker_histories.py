@@ -99,7 +99,7 @@ class TestTheChecksCanFail:
         world = World(2)
         settle = ConsumerConversation.settle
         world.store.insert = lambda token, query, rows, boot, reply: reply(_inserted())  # type: ignore[method-assign]
-        with pytest.raises(Violation, match="neither stored nor dead|are not there"):
+        with pytest.raises(Violation, match=r"neither stored nor dead|are not there"):
             world.run(3000)
         assert ConsumerConversation.settle is settle
 

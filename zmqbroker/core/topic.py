@@ -139,6 +139,11 @@ class Topic:
             floors = [min(floor, gp.floor) for floor, gp in zip(floors, group.parts, strict=True)]
         return floors
 
+    @property
+    def settled(self) -> bool:
+        """Nothing is on its way to the log, so that a snapshot may close it: it knows nothing that is not there."""
+        return not (self.stopped or self.appends or self.commits)
+
     def retention(self, wall_ms: int) -> tuple[list[int] | None, int, int | None]:
         """What :meth:`TopicLog.drop_before` may drop now: (floors or None for nothing, older than, keep bytes)."""
         config = self.config
