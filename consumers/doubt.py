@@ -199,7 +199,8 @@ class BlockInsert:
             case Refused(True, reason) if self._phase is Phase.INSERTING:
                 return self._isolate(reason)
             case Refused(True, reason) if self._phase in (Phase.ASKING, Phase.FENCING, Phase.VERIFYING):
-                return self._abandon(f"the store refuses to be asked: {reason}", failure=True)
+                # A question holds no data that could be to blame: the store is ill (a part that cannot be read).
+                return self._wait(reason, broken=False)
             case Connected(boot_id) if self._phase is Phase.WAITING:
                 return self._connected(boot_id)
             case Counted(stored) if self._phase in (Phase.ASKING, Phase.VERIFYING):

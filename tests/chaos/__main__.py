@@ -1,4 +1,5 @@
 """``python -m tests.chaos``: the long form. Environment: SEED, FAULTS=200, ROWS=1000000, RATE=50000, COLLECTORS=2.
+``FILL=broker,store`` also fills the disk of the store (default: the broker's alone).
 
 Ends with 0 where every row is accounted for; else it prints the seed and where the logs are, and ends with 1.
 """

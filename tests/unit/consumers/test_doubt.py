@@ -133,6 +133,16 @@ def test_a_refusal_that_passes_is_waited_for_and_never_kills_a_batch():
         assert insert.handle(Counted({})) == Insert(ALL, part=False)
 
 
+def test_a_store_that_cannot_answer_a_question_is_waited_for_and_no_batch_is_blamed():
+    """A broken part makes reading fail with a code that would blame the data of an insert."""
+    insert = block(doubtful=True)
+    insert.start()
+    for _ in range(3 * STRANGE_ANSWERS_MAX):
+        assert insert.handle(Refused(True, "cannot read all data")) == Reconnect("cannot read all data", broken=False)
+        assert insert.handle(Connected("boot-1")) == Ask(ALL)
+    assert insert.handle(Counted(ROWS)) == Finished({}, 60, ())
+
+
 def test_strange_answers_hand_the_range_back_as_failed():
     insert = block()
     insert.start()
