@@ -129,7 +129,9 @@ def play(messages: int, seed: int) -> str:
                         try:
                             socket.send_multipart(message, zmq.NOBLOCK)
                             break
-                        except zmq.Again:  # it is not connected yet, or the broker has much to read: every message counts
+                        except (
+                            zmq.Again
+                        ):  # it is not connected yet, or the broker has much to read: every message counts
                             time.sleep(0.001)
                     if i % 8 == 0:
                         for s in sockets:
