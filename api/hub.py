@@ -169,6 +169,10 @@ class Hub:
 
     def deliver(self, delivery: Any) -> None:
         """Hand one delivery to every tail and keep it for a while. What cannot be decoded is for the collectors."""
+        if log.isEnabledFor(logging.DEBUG):
+            for record in delivery.records:
+                names = {name: int(record[name]) for name in ("offset", "session", "seq", "rows")}
+                log.debug("batch seen live", extra={"topic": delivery.topic, "partition": delivery.partition, **names})
         batches = []
         for payload in delivery.payloads():
             try:

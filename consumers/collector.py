@@ -232,6 +232,8 @@ class Collector:
                 "batches went to the dead letters",
                 extra={**_ids(delivery), "batches": len(dead), "reason": dead.reason},
             )
+        if self._log.isEnabledFor(logging.DEBUG):
+            self._log_batches(delivery, decoded, set(dead.offsets))
         self.stats.settled(
             delivery.range_id,
             stored=stored,
@@ -241,6 +243,13 @@ class Collector:
             found_rows=found,
             repeats=decoded.repeats,
         )
+
+    def _log_batches(self, delivery: Delivery, decoded: Decoded, dead: set[int]) -> None:
+        """A line a batch, for those who follow one by its address."""
+        about = _ids(delivery)
+        for batch, offset in zip(decoded.batches, decoded.offsets, strict=True):
+            fields = {"offset": offset, "session": batch.session, "seq": batch.seq, "rows": batch.rows}
+            self._log.debug("batch dead" if offset in dead else "batch stored", extra={**about, **fields})
 
     def _inserted(self, seconds: float) -> None:
         self.stats.inserted(seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import threading
 import time
 from collections import deque
@@ -18,11 +19,18 @@ WAIT_S: Final = 0.2
 
 LATENCIES_KEPT: Final = 512
 
+_log = logging.getLogger(__name__)
+
 
 def load_producer(name: str) -> Callable[..., Any]:
     """The class that ``package.module:Class`` names."""
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def log_batch(log: logging.Logger, what: str, receipt: Any, rows: int, **fields: Any) -> None:
+    """One line about one batch, for those who follow it by its address."""
+    log.debug(what, extra={"session": receipt.session, "seq": receipt.seq, "rows": rows, **fields})
 
 
 class _InFlight(NamedTuple):
@@ -64,6 +72,8 @@ class Publisher(Generic[Mark]):
             self._in_flight.append(_InFlight(receipt, rows, self._clock(), mark))
             self.rows_published += rows
             self.batches_published += 1
+            if _log.isEnabledFor(logging.DEBUG):
+                log_batch(_log, "batch published", receipt, rows)
             self.settle()
             return True
         return False
@@ -78,6 +88,8 @@ class Publisher(Generic[Mark]):
             self.floor = batch.mark
             self.rows_acked += batch.rows
             self.batches_acked += 1
+            if _log.isEnabledFor(logging.DEBUG):
+                log_batch(_log, "batch acknowledged", batch.receipt, batch.rows)
             self._latencies.append(self._clock() - batch.at)
 
     def drain(self, until: Callable[[], bool]) -> int:

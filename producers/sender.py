@@ -18,6 +18,7 @@ import numpy as np
 from producers.batcher import Batcher
 from producers.columns import Columns
 from producers.pacing import TokenBucket
+from producers.publisher import log_batch
 from producers.spool import Spool, Spooled
 from producers.supervisor import Totals
 from zmqbroker.errors import BrokerError, PublishTimeout
@@ -166,6 +167,8 @@ class LiveSender:
         self._sent.append(_Sent(receipt, columns.rows, self._clock(), session, seq, payload))
         self.totals.rows_published += columns.rows
         self.totals.batches_published += 1
+        if self._log.isEnabledFor(logging.DEBUG):
+            log_batch(self._log, "batch published", receipt, columns.rows)
 
     def _to_spool(self, pack: Callable[[int, int], bytes], rows: int) -> None:
         if self._spool is None:
@@ -184,6 +187,8 @@ class LiveSender:
             self._saved = max(0, self._saved - 1)
             self.totals.rows_acked += batch.rows
             self.totals.batches_acked += 1
+            if self._log.isEnabledFor(logging.DEBUG):
+                log_batch(self._log, "batch acknowledged", batch.receipt, batch.rows)
             self._latencies.append(self._clock() - batch.at)
 
     def _watch(self) -> None:

@@ -1,7 +1,11 @@
 """Structured logs on stderr: one JSON object a line, or text on a terminal.
 
-Every line has ``ts`` (RFC 3339, UTC, ms), ``level``, ``service``, ``msg`` and the fields of ``extra``. Values that
-were told to :func:`hide`, and passwords in URLs, never get out.
+Every line has ``ts`` (RFC 3339, UTC, ms), ``level``, ``service``, ``component`` (the part of it that speaks), ``msg``
+and the fields of ``extra``. Values that were told to :func:`hide`, and passwords in URLs, never get out.
+
+At level debug each part writes a line a batch, with ``session`` and ``seq`` and, where they are known, ``topic``,
+``partition``, ``offset`` and ``request_id``: enough to follow one batch from its producer into the store. At info no
+line is written a message.
 """
 
 from __future__ import annotations
@@ -62,6 +66,7 @@ class JsonFormatter(logging.Formatter):
             "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "service": self._service,
+            "component": record.name,
             "msg": record.getMessage(),
             **_fields(record),
         }

@@ -10,13 +10,13 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from zmqbroker.core import events as ev
 from zmqbroker.core.effects import Hand
 from zmqbroker.core.topic import KIND_CONTROL
 from zmqbroker.errors import DiskFull, LogStopped
-from zmqbroker.storage.interface import TopicLog
+from zmqbroker.storage.interface import KIND_DATA, Append, TopicLog
 
 _log = logging.getLogger(__name__)
 
@@ -197,6 +197,8 @@ class LogWriter(threading.Thread):
                 if mine:
                     bad[hand.commit_id] = mine
                 start += len(hand.appends)
+        if _log.isEnabledFor(logging.DEBUG):
+            _log_batches(topic, appends, done.bad)
         synced = fsync == "commit"
         if synced:
             self.sync_seconds += done.sync_seconds
@@ -270,3 +272,11 @@ class LogWriter(threading.Thread):
                     self._blocked[topic] = (self._blocked[topic][0], 0.0)
         stats = log.stats()
         self._post([(ev.DISK, topic, stats.bytes, stats.first_offsets, topic in self._full, log.wants_roll)])
+
+
+def _log_batches(topic: str, appends: Sequence[Append], bad: Sequence[int]) -> None:
+    """A line a batch, in this thread and at level debug alone (R29)."""
+    for i, (kind, partition, offset, session, seq, _, rows, *_) in enumerate(appends):
+        if kind == KIND_DATA:
+            fields = {"topic": topic, "partition": partition, "offset": offset, "session": session, "seq": seq}
+            _log.debug("batch damaged" if i in bad else "batch taken", extra={**fields, "rows": rows})

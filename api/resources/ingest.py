@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import time
@@ -23,6 +24,9 @@ from api.submissions import Submission, Submissions, digest_of
 from api.uploads import Uploads
 from producers.batcher import Batcher
 from producers.errors import SourceError
+from producers.publisher import log_batch
+
+log = logging.getLogger(__name__)
 
 blueprint = Blueprint("ingest", __name__, url_prefix="/api/v1", description="Writing through the broker")
 
@@ -201,6 +205,8 @@ def _publish(submission: Submission, broker: Broker, body: bytes, *, ndjson: boo
             return batcher.pack(part, part.timestamp_ns, session, seq)
 
         receipt = broker.publish(pack, part.rows, seconds=context.settings().publish_seconds_max)
+        if log.isEnabledFor(logging.DEBUG):
+            log_batch(log, "batch published", receipt, part.rows, request_id=g.get("request_id", ""))
         submission.receipts.append((receipt, part.rows))
         submission.rows += part.rows
     submission.state = "running"

@@ -293,8 +293,9 @@ def config_reload(admin: Admin) -> dict[str, Any]:
 
 
 def log_level(admin: Admin, level: str | None) -> dict[str, Any]:
-    root = logging.getLogger()
-    before = logging.getLevelName(root.level).lower()
+    # The package's own logger: libraries go on saying nothing but what is wrong.
+    log = logging.getLogger("zmqbroker")
+    before = logging.getLevelName(log.getEffectiveLevel()).lower()
     if level is not None:
-        root.setLevel(_LEVELS[level])
+        log.setLevel(_LEVELS[level])
     return {"level": level or before, "from": before}

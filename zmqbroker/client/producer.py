@@ -43,6 +43,11 @@ class Receipt:
         self.seq = seq
 
     @property
+    def session(self) -> int:
+        """With ``seq`` the batch's address, the same in every log, in the broker and in the store."""
+        return self._producer.session
+
+    @property
     def done(self) -> bool:
         """Durable at the broker, or refused for good."""
         return self.seq not in self._producer._conversation.pending

@@ -28,7 +28,8 @@ def test_a_json_line_has_time_level_service_message_and_the_extra_fields(stream:
     log.debug("not shown")
     line = json.loads(stream.getvalue())
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("ts"))
-    assert line == {"level": "info", "service": "demo", "msg": "inserted", "rows": 3, "range": "a-b"}
+    named = {"level": "info", "service": "demo", "component": "demo", "msg": "inserted"}
+    assert line == {**named, "rows": 3, "range": "a-b"}
 
 
 def test_an_exception_stays_one_json_line(stream: io.StringIO) -> None:
