@@ -65,6 +65,7 @@ class Flag(IntEnum):
     DEAD = 1  # NACK: do not retry, dead-letter
     FAILURE = 2  # NACK: counts to max_attempts (R22)
     KNOWN = 1  # WELCOME: the session is known to this log
+    RESUMED = 1  # HELLO: an earlier run of this session may have sent its batches (R8)
 
 
 class WorkState(IntEnum):
@@ -129,7 +130,13 @@ MESSAGES: Final[tuple[Message, ...]] = (
     Message(
         Type.HELLO,
         "producer",
-        {"a": "session", "b": "incarnation", "c": "first seq that may still be sent", "d": "wanted bytes"},
+        {
+            "a": "session",
+            "b": "incarnation",
+            "c": "first seq that may still be sent",
+            "d": "wanted bytes",
+            "flags": "RESUMED",
+        },
         ("topic (UTF-8)", "options (JSON object)"),
         "WELCOME, or ERROR",
     ),

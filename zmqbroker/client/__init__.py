@@ -6,6 +6,7 @@ sockets and the thread are in :mod:`.transport`.
 
 from zmqbroker.client.consumer import Consumer, ConsumerStats
 from zmqbroker.client.consuming import Delivery
+from zmqbroker.client.direct import DirectConsumer
 from zmqbroker.client.producer import Producer, ProducerStats, Receipt
 
-__all__ = ["Consumer", "ConsumerStats", "Delivery", "Producer", "ProducerStats", "Receipt"]
+__all__ = ["Consumer", "ConsumerStats", "Delivery", "DirectConsumer", "Producer", "ProducerStats", "Receipt"]

@@ -95,6 +95,7 @@ class Producer:
             first_seq=first_seq,
             name=name,
             failover=failover,
+            resumed=session is not None,
             rng=random.Random(secrets.randbits(64)),
         )
         self._callbacks: dict[int, list[tuple[Receipt, Callable[[Receipt], None]]]] = {}

@@ -61,6 +61,7 @@ class ProducerConversation:
         first_seq: int = 1,
         name: str = "",
         failover: str = "hold",
+        resumed: bool = False,
         rng: random.Random | None = None,
     ) -> None:
         self.session = session
@@ -68,6 +69,8 @@ class ProducerConversation:
         self.incarnation = incarnation
         self.name = name
         self.failover = failover
+        self.resumed = resumed
+        """An earlier run of this session may have sent batches that this one knows nothing of (R8)."""
         self.opening = Opening(rng or random.Random())
         self.next_seq = first_seq
         self.pending: dict[int, Pending] = {}
@@ -79,6 +82,11 @@ class ProducerConversation:
         self.message_bytes_max = 0
         self.window_seqs = 1 << 62
         self.log: bytes | None = None
+        self.moved_after_s = 0.0
+        """How long after a log was last heard its batches may go to the present one (R30)."""
+        self._parted_s: dict[bytes, float] = {}
+        self._held_back: deque[int] = deque()
+        self._hold_until_s = 0.0
         self.fatal: BrokerError | None = None
         self.failed: dict[int, BrokerError] = {}
         """Batches that the broker will never take, by seq: the latest ones."""
@@ -89,6 +97,7 @@ class ProducerConversation:
         self._told_wanted = 0
         self._last_sent_s = 0.0
         self._last_heard_s = 0.0
+        self._heard_log_s = 0.0
         self._retry_at_s = 0.0
         self._closing = False
         self._bye_said = False
@@ -133,6 +142,7 @@ class ProducerConversation:
         self.granted_bytes = self.sent_bytes = self._told_wanted = 0
         self.to_send = deque(self.pending)
         self.unsent_bytes = self.pending_bytes
+        self._held_back.clear()
 
     @property
     def _wanted(self) -> int:
@@ -155,6 +165,7 @@ class ProducerConversation:
                     protocol.pack(
                         Type.HELLO,
                         generation,
+                        flags=Flag.RESUMED if self.resumed else 0,
                         a=self.session,
                         b=self.incarnation,
                         c=self.lowest_unacked,
@@ -168,7 +179,11 @@ class ProducerConversation:
             return []
         out: list[list[bytes]] = []
         if now >= self._retry_at_s:
-            self._publish(out, generation)
+            if self._held_back and now >= self._hold_until_s:
+                self.unsent_bytes += sum(len(self.pending[s].payload) + HEADER_BYTES for s in self._held_back)
+                self.to_send.extendleft(reversed(self._held_back))
+                self._held_back.clear()
+            self._publish(out, generation, now)
         if self.to_send and self._told_wanted <= self.granted_bytes < self._wanted:
             self._told_wanted = self._wanted
             out.append([protocol.pack(Type.HEARTBEAT, generation, a=self.session, d=self._told_wanted)])
@@ -181,7 +196,7 @@ class ProducerConversation:
             self._last_sent_s = now
         return out
 
-    def _publish(self, out: list[list[bytes]], generation: int) -> None:
+    def _publish(self, out: list[list[bytes]], generation: int, now: float) -> None:
         to_send, pending = self.to_send, self.pending
         lowest = self.lowest_unacked
         passed_over: list[int] = []
@@ -209,9 +224,16 @@ class ProducerConversation:
             flags = batch.flags
             if batch.log != log:
                 if batch.log is not None:
-                    if self.failover != "resend":
+                    if self.failover != "resend" and not self.moved_after_s:
                         to_send.popleft()
                         passed_over.append(seq)
+                        continue
+                    may_move_s = self._parted_s.get(batch.log, 0.0) + self.moved_after_s
+                    if now < may_move_s:
+                        # An insert of it may still be on its way there: what was never sent goes first (R30).
+                        self._held_back.append(to_send.popleft())
+                        self.unsent_bytes -= size
+                        self._hold_until_s = max(self._hold_until_s, may_move_s)
                         continue
                     # For good: the new log may lose it before it is durable there, and be sent it again.
                     batch.flags = flags = flags | Flag.RESENT
@@ -245,6 +267,8 @@ class ProducerConversation:
             return
         if h.generation != self.opening.generation:
             return
+        if self.opening.accepted:
+            self._heard_log_s = now
         if h.type == Type.ACK:
             if h.b > self.granted_bytes:
                 self.granted_bytes = h.b
@@ -269,7 +293,14 @@ class ProducerConversation:
         elif not h.flags & Flag.KNOWN:
             # This log does not know us, yet we sent it batches: it forgot (expiry), or never got them.
             self.possible_duplicates += sum(1 for b in self.pending.values() if b.log == log)
+        if self.log is not None and log != self.log:
+            self._parted_s[self.log] = self._heard_log_s
+            if len(self._parted_s) > 100:
+                del self._parted_s[next(iter(self._parted_s))]
         self.log = log
+        options = protocol.unpack_options(frames[1]) if len(frames) > 1 else {}
+        moved_after_s = options.get("moved_after_s", 0)
+        self.moved_after_s = float(moved_after_s) if isinstance(moved_after_s, int | float) else 0.0
         self.opening.accept()
         self.message_bytes_max = h.d
         self.window_seqs = h.c
@@ -345,7 +376,12 @@ class ProducerConversation:
         if not self.opening.accepted:
             return self.opening.due_in(now)
         beat = _HEARTBEAT_PENDING_S if self.pending else _HEARTBEAT_IDLE_S
-        return max(0.0, min(self._last_sent_s + beat - now, self._retry_at_s - now if self._retry_at_s > now else 60.0))
+        due = [self._last_sent_s + beat - now]
+        if self._retry_at_s > now:
+            due.append(self._retry_at_s - now)
+        if self._held_back:
+            due.append(self._hold_until_s - now)
+        return max(0.0, min(due))
 
     def stale(self, now: float) -> bool:
         waiting = bool(self.pending) or not self.opening.accepted

@@ -40,7 +40,8 @@ class Link(threading.Thread):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(name=name, daemon=True)
-        self._address = address
+        self._addresses = [a.strip() for a in address.split(",")]
+        self._address = self._addresses[0]
         self._conversation = conversation
         self._lock = lock
         self._secure = secure
@@ -77,6 +78,8 @@ class Link(threading.Thread):
         socket.set(zmq.RECONNECT_IVL_MAX, 1000)
         if self._secure is not None:
             self._secure(socket)
+        # Several addresses are tried in turn: each time the present one has been silent for too long.
+        self._address = self._addresses[self.reopened % len(self._addresses)]
         socket.connect(self._address)
         return socket
 
@@ -100,9 +103,9 @@ class Link(threading.Thread):
                 if stale:
                     poller.unregister(socket)
                     socket.close(0)
+                    self.reopened += 1
                     socket = self._open()
                     poller = self._poller(socket)
-                    self.reopened += 1
                     with lock:
                         conversation.begin(now)
                     continue

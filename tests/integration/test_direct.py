@@ -1,0 +1,129 @@
+"""Without a broker (R30, R7): producers hand batches straight to collectors that bind, over tcp and ipc."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.waiting import eventually
+from zmqbroker.client import Consumer, Delivery, DirectConsumer, Producer
+from zmqbroker.client.accepting import name_of
+
+
+def take(consumer: DirectConsumer | Consumer, count: int, timeout: float = 15.0) -> list[Delivery]:
+    found: list[Delivery] = []
+    until = time.monotonic() + timeout
+    while len(found) < count and time.monotonic() < until:
+        delivery = consumer.receive(0.5)
+        if delivery is not None:
+            found.append(delivery)
+            consumer.ack(delivery)
+    return found
+
+
+@pytest.mark.parametrize("transport", ["tcp://127.0.0.1:*", "ipc"])
+def test_r30_each_batch_is_a_range_of_its_own_and_is_acked_when_it_is_stored(transport: str, tmp_path: Path) -> None:
+    bind = transport if transport != "ipc" else f"ipc://{tmp_path}/collector"
+    with DirectConsumer(bind, "t", credit=4) as consumer, Producer(consumer.endpoints[0], "t") as producer:
+        receipts = [producer.publish(b"batch %d" % i, rows=3) for i in range(20)]
+        assert not receipts[0].wait(0.3)
+        found = take(consumer, 20)
+        assert [(int(d.records["session"][0]), int(d.records["seq"][0])) for d in found] == [
+            (producer.session, seq) for seq in range(1, 21)
+        ]
+        assert all(len(d.records) == 1 and not d.maybe_repeat for d in found)
+        assert bytes(found[4].payloads()[0]) == b"batch 4"
+        assert producer.flush(10)
+
+
+def test_r30_the_name_of_a_batch_is_the_same_at_every_collector() -> None:
+    """Two collectors that meet the same batch must come to the same token, and find each other's inserts."""
+    with DirectConsumer("tcp://127.0.0.1:*", "t") as a, DirectConsumer("tcp://127.0.0.1:*", "t") as b:
+        names = set()
+        for consumer in (a, b):
+            with Producer(consumer.endpoints[0], "t", session=77) as producer:
+                producer.publish(b"x")
+                (delivery,) = take(consumer, 1)
+                names.add((delivery.log_uuid, delivery.seal_epoch, delivery.partition, delivery.first, delivery.last))
+        assert names == {(name_of(77), 0, 0, 1, 1)}
+
+
+def test_r30_an_insert_is_begun_only_while_its_producer_is_heard() -> None:
+    with DirectConsumer("tcp://127.0.0.1:*", "t") as consumer:
+        producer = Producer(consumer.endpoints[0], "t")
+        producer.publish(b"x")
+        delivery = consumer.receive(10)
+        assert delivery is not None
+        assert consumer.holds(delivery)
+        producer.close(0)
+        eventually(lambda: not consumer.holds(delivery), 10)
+
+
+def test_r30_a_batch_that_failed_comes_again_doubtful_and_dead_ones_are_kept_before_the_ack(tmp_path: Path) -> None:
+    with (
+        DirectConsumer("tcp://127.0.0.1:*", "t", dead_letters=tmp_path / "dead") as consumer,
+        Producer(consumer.endpoints[0], "t") as producer,
+    ):
+        receipt = producer.publish(b"bad", rows=2)
+        first = consumer.receive(10)
+        assert first is not None
+        consumer.nack(first, "the store stumbled")
+        again = consumer.receive(10)
+        assert again is not None
+        assert (again.attempt, again.maybe_repeat) == (2, True)
+        consumer.ack(again, dead=[again.first], reason="cannot be decoded")
+        assert receipt.wait(10)
+        assert consumer._letters is not None
+        letters = consumer._letters.read(0, 0, 10)
+        assert letters.records["seq"].tolist() == [1]
+        assert letters.body.endswith(b"bad")
+
+
+def test_r07_a_batch_goes_to_another_collector_only_after_lease_and_z_and_is_marked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first collector dies while it stores. What it never saw goes on at once; what it had waits."""
+    monkeypatch.setattr("zmqbroker.client.accepting.IN_FLIGHT_MAX_S", 1.0)
+    first, second = (DirectConsumer("tcp://127.0.0.1:*", "t", credit=1) for _ in range(2))
+    with Producer(f"{first.endpoints[0]},{second.endpoints[0]}", "t") as producer:
+        producer.publish(b"one")
+        assert first.receive(10) is not None
+        first.close()
+        parted_s = time.monotonic()
+        producer.publish(b"two")
+        fresh = second.receive(20)
+        assert fresh is not None
+        assert (fresh.first, fresh.maybe_repeat) == (2, False)
+        second.ack(fresh)
+        moved = second.receive(20)
+        assert moved is not None
+        assert (moved.first, moved.maybe_repeat) == (1, True)
+        assert time.monotonic() - parted_s > 4.0
+        second.ack(moved)
+        assert producer.flush(10)
+    second.close()
+
+
+def test_r13_batches_of_a_resumed_session_are_doubtful() -> None:
+    with (
+        DirectConsumer("tcp://127.0.0.1:*", "t") as consumer,
+        Producer(consumer.endpoints[0], "t", session=5, first_seq=9) as producer,
+    ):
+        producer.publish(b"x")
+        (delivery,) = take(consumer, 1)
+        assert delivery.maybe_repeat
+
+
+def test_r06_without_credit_producers_wait_and_go_on_with_it() -> None:
+    with (
+        DirectConsumer("tcp://127.0.0.1:*", "t", credit=0) as consumer,
+        Producer(consumer.endpoints[0], "t") as producer,
+    ):
+        receipt = producer.publish(b"x" * 10_000)
+        assert consumer.receive(1.5) is None
+        assert not receipt.done
+        consumer.set_credit(1)
+        assert len(take(consumer, 1)) == 1
+        assert receipt.wait(10)
