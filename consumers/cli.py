@@ -14,7 +14,7 @@ from consumers.collector import Collector, CollectorSettings
 from consumers.source import BrokerSource
 from consumers.stats import Stats
 from consumers.store import KnownLabels, open_session
-from telemetry import metrics
+from telemetry import metrics, tracing
 from telemetry.batch import ROWS_MAX
 from telemetry.options import (
     CommandLine,
@@ -142,6 +142,7 @@ def collect(args: argparse.Namespace, address: StoreAddress, service: Service) -
         "collecting",
         extra={"broker": args.connect, "group": args.group, "store": address.shown, "rules": settings.rules.version},
     )
+    tracing.start(service.name)
     collector.start()
     try:
         while not service.stopping.wait(0.5) and source.error is None and collector.alive:
@@ -149,6 +150,7 @@ def collect(args: argparse.Namespace, address: StoreAddress, service: Service) -
     finally:
         drained = collector.stop(max(0.0, service.drain_seconds_left() - 1.0))
         source.close(1.0)
+        tracing.stop()
     if source.error is not None:
         raise UsageError(f"{args.connect}: {source.error}")
     service.log.info("stopped", extra={"drained": drained, **figures(stats)})

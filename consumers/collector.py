@@ -39,6 +39,7 @@ from consumers.rejects import blocks
 from consumers.rows import lay_out
 from consumers.stats import Stats
 from consumers.validate import REASONS, Blank, Rules, validate
+from telemetry import tracing
 from telemetry.batch import BatchDecoder
 from telemetry.catalogue import canonical, is_blank
 
@@ -193,6 +194,7 @@ class Collector:
             self._return(delivery, f"{type(e).__name__}: {e}", "failed", failure=True)
 
     def _store(self, delivery: Delivery, link: StoreLink, steps: _Steps) -> None:
+        since_ns = time.time_ns()
         times_ms = delivery.records["time_ms"]
         self.stats.took(
             delivery.range_id, len(times_ms), delivery.rows, float(times_ms.min()) if len(times_ms) else 0.0
@@ -200,6 +202,12 @@ class Collector:
         if delivery.maybe_repeat:
             self.stats.doubted()
         decoded, jobs, rejected = steps.prepare(delivery)
+        with tracing.inserting(decoded.batches, since_ns, _ids(delivery)):
+            self._write(delivery, link, decoded, jobs, rejected)
+
+    def _write(
+        self, delivery: Delivery, link: StoreLink, decoded: Decoded, jobs: list[Job], rejected: dict[str, int]
+    ) -> None:
         dead = DeadLetters(decoded.dead)
         address = RangeAddress.of(delivery)
         stored = found = 0

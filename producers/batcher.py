@@ -9,6 +9,7 @@ import numpy as np
 
 from producers.columns import Columns
 from producers.identities import Identities
+from telemetry import tracing
 from telemetry.batch import ROWS_MAX, DictionaryEncoder, EncodedDictionary, encode
 
 DICTIONARIES_KEPT = 64
@@ -46,6 +47,7 @@ class Batcher:
             self._dictionary(devices, metrics),
             created_ns=self._clock_ns(),
             compression=self._compression,
+            trace=tracing.publishing(session, seq, columns.rows),
         )
 
     def _dictionary(self, devices: np.ndarray, metrics: np.ndarray) -> EncodedDictionary:

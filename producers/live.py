@@ -15,6 +15,7 @@ from producers.sender import LiveSender
 from producers.spool import Spool
 from producers.status import StreamerStatus
 from producers.supervising import UNACKED_EXIT_CODE, state_dir
+from telemetry import tracing
 from telemetry.health import Check
 from telemetry.options import UsageError
 from telemetry.service import Service
@@ -65,7 +66,11 @@ def run_live(
     service.check("targets", lambda: _targets(source.up, len(targets)))
     # Listening comes after the checks: nobody finds it ready before.
     with service:
-        left = _measure(args, service, source, sender)
+        tracing.start(service.name)
+        try:
+            left = _measure(args, service, source, sender)
+        finally:
+            tracing.stop()
     if left:
         service.log.error("ended with batches that nobody has acknowledged", extra={"unacked_batches": left})
         return UNACKED_EXIT_CODE

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
+from telemetry import tracing
 from zmqbroker.errors import PublishTimeout
 
 Mark = TypeVar("Mark")
@@ -90,6 +91,7 @@ class Publisher(Generic[Mark]):
             self.batches_acked += 1
             if _log.isEnabledFor(logging.DEBUG):
                 log_batch(_log, "batch acknowledged", batch.receipt, batch.rows)
+            tracing.published(batch.receipt)
             self._latencies.append(self._clock() - batch.at)
 
     def drain(self, until: Callable[[], bool]) -> int:

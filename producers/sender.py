@@ -21,6 +21,7 @@ from producers.pacing import TokenBucket
 from producers.publisher import log_batch
 from producers.spool import Spool, Spooled
 from producers.supervisor import Totals
+from telemetry import tracing
 from zmqbroker.errors import BrokerError, PublishTimeout
 
 CATCH_UP_BYTES_A_TURN: Final = 256 << 10
@@ -189,6 +190,7 @@ class LiveSender:
             self.totals.batches_acked += 1
             if self._log.isEnabledFor(logging.DEBUG):
                 log_batch(self._log, "batch acknowledged", batch.receipt, batch.rows)
+            tracing.published(batch.receipt)
             self._latencies.append(self._clock() - batch.at)
 
     def _watch(self) -> None:

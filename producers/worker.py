@@ -19,7 +19,7 @@ from producers.errors import SourceError
 from producers.publisher import load_producer
 from producers.run import Run
 from producers.task import Failure, FleetTask, Task, WorkerSettings
-from telemetry import logs
+from telemetry import logs, tracing
 from zmqbroker.errors import BrokerError
 
 REPORT_EVERY_S: Final = 0.2
@@ -34,7 +34,11 @@ def main(connection: Connection, settings: WorkerSettings, number: int) -> None:
     for number_of_signal in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number_of_signal, signal.SIG_IGN)
     logs.configure("telemetry-streamer", settings.log_level, settings.log_format)
-    Worker(connection, settings, number).run()
+    tracing.start("telemetry-streamer")
+    try:
+        Worker(connection, settings, number).run()
+    finally:
+        tracing.stop()
 
 
 def runner_of(task: Task) -> Callable[..., Run]:
