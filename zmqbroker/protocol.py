@@ -182,9 +182,14 @@ MESSAGES: Final[tuple[Message, ...]] = (
     Message(
         Type.HEARTBEAT,
         "both",
-        {"a": "session (producers)", "b": "credit bytes (from the broker to a producer)", "d": "wanted bytes"},
+        {
+            "a": "session (producers)",
+            "b": "credit bytes (from the broker to a producer)",
+            "c": "the asker's clock, or the one that is answered",
+            "d": "wanted bytes",
+        },
         (),
-        "HEARTBEAT, where the other side has been silent",
+        "HEARTBEAT",
     ),
     Message(Type.BYE, "both", {"a": "session (producers)"}, (), ""),
     Message(

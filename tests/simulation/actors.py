@@ -207,7 +207,7 @@ class SimulatedCollector:
         """As ``consumers.source``."""
         if self._working is None or not self.conversation.holds(self._working):
             return False
-        return self.world.clock.now - self.conversation.last_heard_s < SILENCE_S_MAX
+        return self.world.clock.now - self.conversation.lease_from_s < SILENCE_S_MAX
 
 
 class _Job:

@@ -32,6 +32,7 @@ LEASE_S: Final = 3.0
 IN_FLIGHT_MAX_S: Final = 60.0
 """Z: how long an insert that was sent may still commit."""
 _LIVENESS_S: Final = 15.0
+_ASK_S: Final = 0.8
 _EXPIRY_S: Final = 3600.0
 _RETRY_S: Final = (0.5, 30.0)
 _ATTEMPTS_MAX: Final = 5
@@ -108,6 +109,9 @@ class Accepting:
         self._waiting: dict[tuple[int, int], Batch] = {}
         self._ready: deque[Batch] = deque()
         self._next_id = 1
+        self._heard_s: dict[int, float] = {}
+        """When each producer was asked the latest question that it has answered."""
+        self._asked_s = 0.0
 
     # --- what producers say ----------------------------------------------------------------------------------------
 
@@ -136,7 +140,10 @@ class Accepting:
             self._publish(session, h, frames[0], wall_ms)
         elif h.type == Type.HEARTBEAT:
             self.pool.want(session, h.d)
-            self.pool.changed[session.id] = session
+            if h.c:
+                self._heard_s[session.id] = max(self._heard_s.get(session.id, 0.0), (h.c - 1) / 1000)
+            else:
+                self.pool.changed[session.id] = session
         elif h.type == Type.BYE:
             self._leave(session)
         else:
@@ -174,6 +181,7 @@ class Accepting:
         session.last_seen_s = now
         self.pool.share_out(self._may_have)
         self.pool.changed.pop(session.id, None)
+        self._asked_s = 0.0  # ask it at once
         self._send(
             conn,
             protocol.pack(
@@ -260,13 +268,16 @@ class Accepting:
         return Delivery(self.topic, name_of(batch.session.id), h, records, memoryview(batch.payload))
 
     def holds(self, delivery: Delivery, now: float) -> bool:
-        """Whether an insert of this batch may be begun: its producer is there."""
+        """Whether an insert of this batch may be begun: its producer has answered what we asked not long ago.
+
+        That something of it was heard proves nothing: it may have waited in the socket while this process stood still.
+        """
         batch = self.batches.get(delivery.range_id)
         return (
             batch is not None
             and batch.attempt == delivery.attempt
             and batch.session.conn is not None
-            and now - batch.session.last_seen_s < LEASE_S
+            and now - self._heard_s.get(batch.session.id, -LEASE_S) < LEASE_S
         )
 
     def settle(self, delivery: Delivery) -> None:
@@ -325,6 +336,15 @@ class Accepting:
                     protocol.pack(Type.HEARTBEAT, session.generation, a=session.id, b=session.granted_bytes),
                 )
         self.pool.changed.clear()
+        if now - self._asked_s >= _ASK_S:
+            self._asked_s = now
+            for conn, session in self.peers.items():
+                self._send(
+                    conn,
+                    protocol.pack(
+                        Type.HEARTBEAT, session.generation, a=session.id, b=session.granted_bytes, c=int(now * 1000) + 1
+                    ),
+                )
 
     def gone(self, conn: bytes) -> None:
         """The connection cannot be written to any more."""
@@ -351,6 +371,7 @@ class Accepting:
         if session.conn is None:
             return
         self.peers.pop(session.conn, None)
+        self._heard_s.pop(session.id, None)
         session.conn = None
         self.pool.leave(session)
         # What is not begun goes: its producer sends it again, and there is no lease to begin it under.

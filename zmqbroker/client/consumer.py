@@ -132,11 +132,9 @@ class Consumer:
 
     @property
     def silence_s(self) -> float:
-        """Seconds since the broker was heard, by our clock: also how long this very process may have been stopped.
-
-        Both sides speak at least once a second, so well below the group's ``ack_timeout`` a lease is surely ours (R12).
-        """
-        return self._clock() - self._conversation.last_heard_s
+        """Seconds since we last said something that the broker has answered: well below the group's ``ack_timeout`` a
+        lease is surely ours (R12), also when this very process stood still meanwhile."""
+        return self._clock() - self._conversation.lease_from_s
 
     def holds(self, delivery: Delivery) -> bool:
         """Whether the range is still ours as far as the broker has told us; ask :attr:`silence_s` as well (R12)."""

@@ -109,6 +109,11 @@ class ConsumerConversation:
         """(type, fields, frames) said by the application and not sent yet."""
         self._last_sent_s = 0.0
         self._last_heard_s = 0.0
+        self._last_beat_s = 0.0
+        self._subscribed_at_s = 0.0
+        self.lease_from_s = 0.0
+        """When we last said something that the broker is known to have heard since: its answer told. What was heard
+        itself proves nothing of now: it may have waited in the socket while this process stood still (R12)."""
         self._closing = False
         self._bye_said = False
 
@@ -167,6 +172,7 @@ class ConsumerConversation:
 
     def _anew(self, not_before_s: float) -> None:
         self.opening.reset(not_before_s)
+        self._subscribed_at_s = 0.0
         self._received = 0
         self._told_credit = -1
 
@@ -182,7 +188,9 @@ class ConsumerConversation:
         generation = opening.generation
         if opening.should_say(now):
             opening.said(now)
-            self._last_sent_s = now
+            self._last_sent_s = self._last_beat_s = now
+            if not self._subscribed_at_s:
+                self._subscribed_at_s = now
             self._told_credit = self._credit_total
             holding = [[d.range_id, d.attempt] for d in self.holding.values()]
             for message in self._say:
@@ -206,8 +214,9 @@ class ConsumerConversation:
         if not self._closing and self._credit_total != self._told_credit:
             self._told_credit = self._credit_total
             out.append([protocol.pack(Type.CREDIT, generation, a=self.member, b=self._told_credit)])
-        if not out and now - self._last_sent_s >= _HEARTBEAT_S:
-            out.append([protocol.pack(Type.HEARTBEAT, generation)])
+        if now - self._last_beat_s >= _HEARTBEAT_S:
+            self._last_beat_s = now
+            out.append([protocol.pack(Type.HEARTBEAT, generation, c=_stamp(now))])
         if self._closing and not self._bye_said:
             self._bye_said = True
             out.append([protocol.pack(Type.BYE, generation)])
@@ -243,6 +252,9 @@ class ConsumerConversation:
                 self.on_ready()
         elif h.type == Type.SUBSCRIBED:
             self._subscribed(frames)
+        elif h.type == Type.HEARTBEAT:
+            if h.c:
+                self.lease_from_s = max(self.lease_from_s, (h.c - 1) / 1000)
         elif h.type == Type.REVOKE:
             held = self.holding.get(h.a)
             if held is not None and held.attempt == h.e:
@@ -258,6 +270,7 @@ class ConsumerConversation:
         if self.opening.accepted:
             return
         self.opening.accept()
+        self.lease_from_s = self._subscribed_at_s
         log_uuid = frames[0].hex() if frames else ""
         if log_uuid != self.log_uuid:
             self._say.clear()
@@ -289,13 +302,18 @@ class ConsumerConversation:
     def due_in(self, now: float) -> float:
         if not self.opening.accepted:
             return self.opening.due_in(now)
-        return max(0.0, self._last_sent_s + _HEARTBEAT_S - now)
+        return max(0.0, self._last_beat_s + _HEARTBEAT_S - now)
 
     def stale(self, now: float) -> bool:
         if now - self._last_heard_s > SILENCE_S:
             self._last_heard_s = now
             return True
         return False
+
+
+def _stamp(now: float) -> int:
+    """A time of our clock as a heartbeat carries it; never 0."""
+    return int(now * 1000) + 1
 
 
 def _in_generation(header: bytes, generation: int) -> bytes:

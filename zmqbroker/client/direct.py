@@ -217,7 +217,7 @@ class DirectConsumer:
         poller.register(self._wake_fd, zmq.POLLIN)
         receive, send = receiver(self._router), sender(self._router)
         while True:
-            ready = dict(poller.poll(500))
+            ready = dict(poller.poll(400))
             if self._wake_fd in ready:
                 os.eventfd_read(self._wake_fd)
             with self._lock:

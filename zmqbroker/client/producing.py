@@ -95,6 +95,8 @@ class ProducerConversation:
         self.on_acked: Callable[[int, int], None] | None = None
         """Called with (first seq, last seq) of what has become safe."""
         self._told_wanted = 0
+        self._echo = 0
+        """The clock of a collector that asked whether we hear it (R30)."""
         self._last_sent_s = 0.0
         self._last_heard_s = 0.0
         self._heard_log_s = 0.0
@@ -184,9 +186,10 @@ class ProducerConversation:
                 self.to_send.extendleft(reversed(self._held_back))
                 self._held_back.clear()
             self._publish(out, generation, now)
-        if self.to_send and self._told_wanted <= self.granted_bytes < self._wanted:
+        if self._echo or (self.to_send and self._told_wanted <= self.granted_bytes < self._wanted):
             self._told_wanted = self._wanted
-            out.append([protocol.pack(Type.HEARTBEAT, generation, a=self.session, d=self._told_wanted)])
+            out.append([protocol.pack(Type.HEARTBEAT, generation, a=self.session, c=self._echo, d=self._told_wanted)])
+            self._echo = 0
         elif not out and now - self._last_sent_s >= (_HEARTBEAT_PENDING_S if self.pending else _HEARTBEAT_IDLE_S):
             out.append([protocol.pack(Type.HEARTBEAT, generation, a=self.session, d=self._wanted)])
         if self._closing and not self.to_send and not self._bye_said:
@@ -275,6 +278,8 @@ class ProducerConversation:
             self._acked(protocol.unpack_ranges(frames[0], h.n) if frames else [])
         elif h.type == Type.HEARTBEAT:
             self.granted_bytes = max(self.granted_bytes, h.b)
+            if h.c:
+                self._echo = h.c
         elif h.type == Type.WELCOME:
             self._welcome(h, frames)
         elif h.type == Type.REFUSE:

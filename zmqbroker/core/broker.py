@@ -150,7 +150,9 @@ class Core:
             self.consuming.nack(s, h, frames)
         elif kind == Type.BYE:
             self.consuming.bye(s)
-        elif kind != Type.HEARTBEAT:
+        elif kind == Type.HEARTBEAT:
+            self.consuming.heartbeat(s, h)
+        else:
             raise ProtocolError(Code.BAD_MESSAGE, f"a consumer may not send type {kind}")
 
     def s_peer(self, conn: bytes, h: Header) -> Session | Consumer | None:

@@ -143,6 +143,10 @@ class Consuming:
     def credit(self, peer: Consumer, h: Header) -> None:
         peer.member.credit = h.b
 
+    def heartbeat(self, peer: Consumer, h: Header) -> None:
+        """A consumer asks whether it is heard: its lease counts from when it asked, so it is answered at once."""
+        self.s.send(peer.member.conn, protocol.pack(Type.HEARTBEAT, peer.member.generation, c=h.c))
+
     def gone(self, conn: bytes) -> None:
         """The connection cannot be written to. A consumer has a moment to come back on another one."""
         peer = self.s.peers.get(conn)

@@ -36,6 +36,8 @@ class CreditPool:
         self.ahead_bytes = 0
         """Granted and not used yet, all sessions together: a part of what is outstanding."""
         self.sessions = 0
+        self.starved = False
+        """Somebody who is hungry could not be served, because the pool was given away."""
         self._hungry: deque[Session] = deque()
         self.changed: dict[int, Session] = {}
         """Sessions whose credit grew since the caller last cleared this; the ACK or a HEARTBEAT tells them."""
@@ -48,7 +50,7 @@ class CreditPool:
 
     def join(self, session: Session, may_have: bool) -> None:
         """A new generation begins: credit counts from nothing, and begins with a little if it may have any."""
-        session.granted_bytes = session.received_bytes = session.freed_bytes = 0
+        session.granted_bytes = session.received_bytes = session.freed_bytes = session.received_mark = 0
         self.sessions += 1
         if may_have:
             self._grant_ahead(session, min(FIRST_GRANT_BYTES, self.floor_bytes))
@@ -86,6 +88,7 @@ class CreditPool:
         """Serve the hungry in turn while the pool lasts; who ``may_have`` nothing now (its topic is full) waits."""
         hungry = self._hungry
         passed_over = 0
+        self.starved = False
         while hungry and passed_over < len(hungry):
             session = hungry[0]
             missing = session.wanted_bytes - session.granted_bytes
@@ -99,6 +102,7 @@ class CreditPool:
                 continue
             turn = min(missing, self.pool_bytes // 2)
             if self.outstanding_bytes + turn > self.pool_bytes:
+                self.starved = True
                 break
             passed_over = 0
             hungry.popleft()

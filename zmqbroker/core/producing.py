@@ -7,6 +7,7 @@ from collections.abc import Callable
 from crc32c import crc32c
 
 from zmqbroker import protocol
+from zmqbroker.core.credit import FIRST_GRANT_BYTES
 from zmqbroker.core.session import Session
 from zmqbroker.core.state import State
 from zmqbroker.core.topic import FORGET, KIND_DATA, RESENT, Commit, Topic
@@ -73,7 +74,8 @@ class Producing:
             s.error(conn, h.generation, Code.FENCED, "a newer run of this session is connected (R5)", h.a)
             return
         if session.conn is not None:
-            if session.conn != conn:
+            # The same run on another connection is no other run: a HELLO of its last one may come late.
+            if session.conn != conn and h.b > session.incarnation:
                 s.error(
                     session.conn, session.generation, Code.FENCED, "another run of this session has connected (R5)", h.a
                 )
@@ -315,6 +317,18 @@ class Producing:
                     )
             s.pool.changed.clear()
 
+    def _take_back(self) -> None:
+        """Some have work and get no credit. Who has had more than a little for a second and has sent nothing asked for
+        what it did not need in the end. Credit can be taken back only by a new conversation."""
+        s = self.s
+        for session in [p for p in s.peers.values() if isinstance(p, Session)]:
+            idle = session.received_bytes == session.received_mark and not session.hungry
+            if idle and session.granted_bytes - session.received_bytes > FIRST_GRANT_BYTES:
+                s.error(
+                    session.conn or b"", session.generation, Code.NOT_WELCOME, "unused credit is taken back", session.id
+                )
+                self.leave(session)
+
     def share_out(self) -> None:
         """Serve who waits for credit (a topic has room again, or someone left)."""
         self.s.pool.share_out(self._may_have)
@@ -327,6 +341,11 @@ class Producing:
         """Silent producers give their credit back; long unseen sessions are forgotten (R5)."""
         s = self.s
         silent_since = s.now - s.config.liveness_s
+        if s.pool.starved:
+            self._take_back()
+        for peer in s.peers.values():
+            if isinstance(peer, Session):
+                peer.received_mark = peer.received_bytes
         for session in [p for p in s.peers.values() if isinstance(p, Session) and p.last_seen_s < silent_since]:
             self.leave(session)
         oldest_ms = s.steady_ms - int(s.config.producer_expiry_s * 1000)

@@ -33,6 +33,7 @@ class Session:
         "last_seen_s",
         "name",
         "received_bytes",
+        "received_mark",
         "topic",
         "wanted_bytes",
     )
@@ -59,6 +60,8 @@ class Session:
         # Credit, absolute within the generation: granted >= received >= freed.
         self.granted_bytes = 0
         self.received_bytes = 0
+        self.received_mark = 0
+        """``received_bytes`` a moment ago, to see who has sent nothing since."""
         self.freed_bytes = 0
         self.wanted_bytes = 0
         self.hungry = False
