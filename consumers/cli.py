@@ -15,6 +15,7 @@ from consumers.source import BrokerSource
 from consumers.stats import Stats
 from consumers.store import KnownLabels, open_session
 from telemetry import metrics, tracing
+from telemetry.addresses import may_listen
 from telemetry.batch import ROWS_MAX
 from telemetry.options import (
     CommandLine,
@@ -29,8 +30,9 @@ from telemetry.options import (
     usage_errors,
 )
 from telemetry.service import Check, Service
-from zmqbroker.client import Consumer
+from zmqbroker.client import Consumer, DirectConsumer
 from zmqbroker.client.options import keys_from
+from zmqbroker.errors import BrokerError
 
 PROG = "telemetry-collector"
 
@@ -65,12 +67,17 @@ COLLECT = (
     Option("linger", "longest wait for a delivery to fill; all members say the same", 0.1, duration_seconds, "seconds"),
 )
 
+DIRECT = (
+    Option("bind", "take batches straight from producers that connect here, without a broker; several with commas", ""),
+    Option("dead-letters", "with --bind: directory for batches that cannot be stored", "data/collector-dead", path),
+)
+
 COMMAND_LINE = CommandLine(
     PROG,
     "COLLECTOR",
     "Takes batches from the broker and stores every row in ClickHouse exactly once. "
     f"`{PROG} archive --help`: keep cold copies in files instead.",
-    (*common("127.0.0.1:8082"), *BROKER, *STORE, *COLLECT, *RULES),
+    (*common("127.0.0.1:8082"), *BROKER, *DIRECT, *STORE, *COLLECT, *RULES),
 )
 
 
@@ -103,9 +110,17 @@ def store_address(args: argparse.Namespace) -> StoreAddress:
     return address
 
 
-def collect(args: argparse.Namespace, address: StoreAddress, service: Service) -> None:
-    """Run until the service is asked to stop, then drain. Raises :class:`UsageError` if the broker refuses us."""
-    consumer = Consumer(
+def consumer_of(args: argparse.Namespace) -> Consumer | DirectConsumer:
+    """A member of a group at the broker, or with ``--bind`` a listener for producers (R30). Raises UsageError."""
+    if args.bind:
+        for address in args.bind.split(","):
+            if address.startswith("tcp://"):
+                may_listen(address.removeprefix("tcp://").rpartition(":")[0], address, insecure=args.insecure)
+        try:
+            return DirectConsumer(args.bind, args.topic, credit=0, dead_letters=args.dead_letters)
+        except BrokerError as e:
+            raise UsageError(f"--bind: {e}") from None
+    return Consumer(
         args.connect,
         args.topic,
         args.group,
@@ -117,7 +132,11 @@ def collect(args: argparse.Namespace, address: StoreAddress, service: Service) -
         keys=keys_from(args),
         options={"ack_timeout_s": args.ack_timeout},
     )
-    source = BrokerSource(consumer)
+
+
+def collect(args: argparse.Namespace, address: StoreAddress, service: Service) -> None:
+    """Run until the service is asked to stop, then drain. Raises :class:`UsageError` if the broker refuses us."""
+    source = BrokerSource(consumer_of(args))
     settings = CollectorSettings(
         workers=args.workers,
         credit=args.credit or 2 * args.workers,
@@ -134,13 +153,19 @@ def collect(args: argparse.Namespace, address: StoreAddress, service: Service) -
         on_insert=seconds.observe,
     )
     metrics.on_scrape(service.registry, stats.samples)
-    service.check("broker", lambda: broker_check(source, args.connect))
+    service.check("broker", lambda: broker_check(source, args.bind or args.connect))
     service.check("store", lambda: store_check(collector, address))
     service.check("workers", lambda: workers_check(collector, service))
     service.route("/stats", stats.as_dict)
     service.log.info(
         "collecting",
-        extra={"broker": args.connect, "group": args.group, "store": address.shown, "rules": settings.rules.version},
+        extra={
+            "broker": "" if args.bind else args.connect,
+            "bind": args.bind,
+            "group": args.group,
+            "store": address.shown,
+            "rules": settings.rules.version,
+        },
     )
     tracing.start(service.name)
     collector.start()

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from zmqbroker.client import Consumer
+from zmqbroker.client import Consumer, DirectConsumer
 from zmqbroker.errors import BrokerError, ConsumerClosed
 
 SILENCE_S_MAX = 3.0
@@ -21,7 +21,7 @@ SILENCE_S_MAX = 3.0
 class BrokerSource:
     """Adapts :class:`zmqbroker.client.Consumer` to :class:`consumers.ports.Source`."""
 
-    def __init__(self, consumer: Consumer) -> None:
+    def __init__(self, consumer: Consumer | DirectConsumer) -> None:
         self._consumer = consumer
         self.error: BrokerError | None = None
         """What the broker refused this member for; nothing will be received any more."""

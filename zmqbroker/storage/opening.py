@@ -117,6 +117,12 @@ class _Opening:
             )
             file = self._filesystem.open(self._path(active.head))
             torn_bytes = active.found.torn_bytes
+            # A sync that failed leaves pages that read well and count as clean, though the disk does not hold them
+            # (R11). Written again they are dirty again, and the sync that ends this recovery means what it says.
+            headers = active.found.headers
+            synced = int(headers["synced_upto"].max()) if len(headers) else PAGE_BYTES
+            if synced < active.found.end:
+                file.write([memoryview(active.data)[synced : active.found.end]], synced)
             for position in active.found.stale:
                 file.write([bytes(HEADER_BYTES)], position)
             opened = self._open_active(active.head, file, findings.next_offsets, active.found.end)
