@@ -561,6 +561,15 @@ def test_r06_a_subscribe_that_was_said_twice_gives_nothing_twice() -> None:
     assert deliveries(again + rig.wait(0.3)) == []
 
 
+def test_r06_a_subscribe_that_was_said_twice_counts_the_credit_of_the_second() -> None:
+    """What the member held was taken from it between the two, so that it had more room: no CREDIT would say so."""
+    rig = Rig()
+    rig.hello()
+    rig.publish(1)
+    rig.subscribe(linger_ms=0, credit=0)
+    assert deliveries(rig.subscribe(linger_ms=0, credit=1) + rig.wait(0.3)) != []
+
+
 @pytest.mark.parametrize(
     "options",
     [
