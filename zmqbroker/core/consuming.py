@@ -58,7 +58,7 @@ class Consuming:
         s = self.s
         peer = s.peers.get(conn)
         if isinstance(peer, Consumer) and peer.member.generation == h.generation and peer.member.id == h.a:
-            # Asked twice, because the first answer took long: what was given since then stands. Its credit may have grown.
+            # Asked twice, because the first answer took long: what was given since stands. Its credit may have grown.
             peer.member.credit = max(peer.member.credit, h.b)
             self._say_subscribed(peer, options)
             return
