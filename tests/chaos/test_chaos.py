@@ -21,7 +21,7 @@ def test_killing_collector_broker_and_store_one_after_the_other_neither_loses_no
     """While a million rows stream, each part is killed with -9 and started again."""
     findings = one_after_the_other(tmp_path / "run", ROWS, rate=80_000)
     assert not findings.wrong, f"{findings}\nlogs: {tmp_path}"
-    assert findings.rows_stored + findings.rows_rejected > 0.99 * ROWS
+    assert findings.rows_stored + findings.rows_rejected > 0.95 * ROWS
 
 
 @pytest.mark.slow
