@@ -142,6 +142,18 @@ class TestLogContract:
         assert log.commit([], sync=False, roll_snapshot=b"state").rolled
         assert offsets_of(log, 0) == [0]
 
+    def test_a_snapshot_above_the_limit_does_not_make_a_log_roll_for_ever(self, log: TopicLog) -> None:
+        """Seen in simulation: every roll wrote a snapshot that filled the segment, which asked for the next roll."""
+        big = b"s" * (1 << 20)
+        log.commit([data(0, 0, payload_for(0, 0))], roll_snapshot=big)
+        rolls = 0
+        for offset in range(1, 50):
+            asked = log.wants_roll
+            rolls += asked
+            log.commit([data(0, offset, payload_for(0, offset, 1000))], roll_snapshot=big if asked else None)
+        assert rolls == 0
+        assert offsets_of(log, 0) == list(range(50))
+
     def test_a_log_asks_for_a_roll_at_its_limit_and_reads_across_segments(self, log: TopicLog) -> None:
         fill(log, 1000)
         assert log.stats().segments > 5

@@ -71,6 +71,8 @@ class ActiveSegment:
         """Of everything written, synced or not. The log's writer reads and replaces it."""
         self.synced_offsets = list(next_offsets)
         self.gaps: list[Gap] = []
+        self.snapshot_end = 0
+        """Where the snapshot that it began with ends; 0 where that is not known (a segment that recovery opened)."""
         self._opened_at = end
         self._columns: dict[int, GrowingColumns] = {}
         self._unsynced: list[bytes] = []

@@ -179,7 +179,9 @@ class DiskLog(TopicLog):
     @property
     def wants_roll(self) -> bool:
         _, active = self._opened()
-        return active.end >= active.head.limit and self._clock() >= self._full_until
+        # At least as much as the snapshot must have followed it: a snapshot above the limit would else roll for ever.
+        enough = max(active.head.limit, 2 * active.snapshot_end)
+        return active.end >= enough and self._clock() >= self._full_until
 
     def commit(self, appends: Sequence[Append], *, sync: bool = True, roll_snapshot: bytes | None = None) -> Commit:
         with self._lock:
@@ -236,6 +238,7 @@ class DiskLog(TopicLog):
         try:
             active.write_single(KIND_SNAPSHOT, pack_snapshot(old.next_offsets, snapshot))
             active.sync()
+            active.snapshot_end = active.end
         except DiskFull:
             # A file with a snapshot would be taken for the active one: it must be gone before the old one goes on.
             file.close()
