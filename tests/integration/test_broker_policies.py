@@ -80,3 +80,22 @@ def test_r20_a_group_that_stalls_holds_its_records_and_they_are_read_back_from_d
                 seen += [int.from_bytes(p[:4], "little") for p in delivery.payloads()]
                 consumer.ack(delivery)
             assert sorted(seen) == list(range(10_000))
+
+
+def test_what_is_kept_for_replay_alone_never_stops_producers(tmp_path: Path) -> None:
+    """The cap is reached many times over by records that every group has acked, all younger than the retention."""
+    config = TopicConfig(segment_bytes=1 << 20, disk_bytes_max=24 << 20, retention_ms=3_600_000)
+    with running_broker(tmp_path, topic=config, ingress_pool_bytes=2 << 20) as broker:
+        url = broker.endpoints[0]
+        with Producer(url, "t") as producer, Consumer(url, "t", "g", linger_ms=10) as consumer:
+            sent = settled = 0
+            while settled < 6000:
+                while sent < 6000 and sent - settled < 500:
+                    producer.publish(b"x" * 10_000, rows=10, timeout=30)
+                    sent += 1
+                delivery = consumer.receive(30)
+                assert delivery is not None, f"stuck after {settled} of {sent}"
+                settled += len(delivery.records)
+                consumer.ack(delivery)
+            assert producer.flush(30)
+            assert not topic_stats(broker, "t")["disk_full"]

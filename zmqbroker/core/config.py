@@ -49,7 +49,7 @@ class TopicConfig:
     retention_ms: int = 15 * 60_000
     """Keep-for-replay: how long records stay after every durable group has acked them."""
     retention_bytes: int = 0
-    """Keep-for-replay by size (0: by time alone)."""
+    """Keep-for-replay by size: above it what every group has acked goes, however young (0: half of the disk cap)."""
     disk_bytes_max: int = 10 << 30
     """At this size producers get no more credit (overflow = stop) or the oldest segment goes (drop-oldest)."""
     overflow: str = "stop"

@@ -151,7 +151,10 @@ class Topic:
             # The oldest goes, whoever has not had it yet: groups step over it and are told (R28).
             keep = int(min(config.disk_bytes_max, self.disk_bytes if self.disk_full else config.disk_bytes_max) * 0.85)
             return [p.durable_offset for p in self.partitions], 0, keep
-        return self.floors(), wall_ms - config.retention_ms, config.retention_bytes or None
+        # What is kept for replay alone must never be what stops producers: a million rows a second fill the cap in
+        # less than the time it is kept.
+        keep_bytes = config.retention_bytes or config.disk_bytes_max // 2
+        return self.floors(), wall_ms - config.retention_ms, keep_bytes
 
     def snapshot(self, sessions: list[Session]) -> bytes:
         """Everything that recovery must know, besides the records themselves."""
