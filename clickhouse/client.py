@@ -20,6 +20,7 @@ import logging
 import re
 import threading
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -125,7 +126,7 @@ def _tls(address: StoreAddress) -> dict[str, Any]:
     return options
 
 
-class _Reader:
+class _Reader(ABC):
     """Questions, common to connection and pool. Parameters are always bound by the server: ``{name:Type}``."""
 
     address: StoreAddress
@@ -181,8 +182,9 @@ class _Reader:
         sql = "SELECT count() FROM system.tables WHERE database = {database:String} AND name = {table:String}"
         return bool(self.scalar(sql, {"database": self.address.database, "table": table}))
 
+    @abstractmethod
     def _ask(self, do: Any) -> Any:
-        raise NotImplementedError
+        """Run ``do(driver client)`` on a connection; raises :class:`StoreError`."""
 
 
 def _bound(params: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -139,6 +139,9 @@ def server_config(args: argparse.Namespace) -> ServerConfig:
         disk_bytes_max=args.disk_max,
         segment_bytes=args.segment_bytes,
     )
+    if args.message_max > args.ingress_pool // 2:
+        # Credit is granted whole, and at most half the pool at once: such a message would wait for ever.
+        raise UsageError("--message-max is above half of --ingress-pool: raise the pool, or lower the largest message")
     broker = BrokerConfig(
         ingress_pool_bytes=args.ingress_pool,
         tail_bytes=args.tail_cache,

@@ -31,17 +31,7 @@ class Consuming:
         if len(frames) < 2:
             s.error(conn, h.generation, Code.BAD_MESSAGE, "SUBSCRIBE needs the topic and its options")
             return
-        if s.stopping:
-            s.error(conn, h.generation, Code.STOPPING, "the broker is stopping: reconnect later", h.a)
-            return
-        if conn not in s.peers and len(s.peers) >= s.config.connections_max:
-            s.error(
-                conn,
-                h.generation,
-                Code.BUSY,
-                f"{s.config.connections_max} connections are open already: try later",
-                h.a,
-            )
+        if not s.may_begin(conn, h.generation, h.a):
             return
         options = protocol.unpack_options(frames[1])
         try:

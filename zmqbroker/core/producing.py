@@ -32,17 +32,7 @@ class Producing:
         if len(frames) < 1:
             s.error(conn, h.generation, Code.BAD_MESSAGE, "HELLO needs the topic as its second frame")
             return
-        if s.stopping:
-            s.error(conn, h.generation, Code.STOPPING, "the broker is stopping: reconnect later", h.a)
-            return
-        if conn not in s.peers and len(s.peers) >= s.config.connections_max:
-            s.error(
-                conn,
-                h.generation,
-                Code.BUSY,
-                f"{s.config.connections_max} connections are open already: try later",
-                h.a,
-            )
+        if not s.may_begin(conn, h.generation, h.a):
             return
         name = frames[0].decode("utf-8", "replace")
         options = protocol.unpack_options(frames[1]) if len(frames) > 1 else {}

@@ -94,6 +94,17 @@ class State:
         errors[name] = errors.get(name, 0) + 1
         self.send(conn, protocol.pack(Type.ERROR, generation, e=code, a=who), reason.encode()[:1000])
 
+    def may_begin(self, conn: bytes, generation: int, who: int) -> bool:
+        """Whether a HELLO or SUBSCRIBE may begin a conversation now; answered with why where it may not."""
+        if self.stopping:
+            self.error(conn, generation, Code.STOPPING, "the broker is stopping: reconnect later", who)
+            return False
+        limit = self.config.connections_max
+        if conn not in self.peers and len(self.peers) >= limit:
+            self.error(conn, generation, Code.BUSY, f"{limit} connections are open already: try later", who)
+            return False
+        return True
+
     def with_topic(self, conn: bytes, generation: int, name: str, then: Callable[[Topic], None]) -> None:
         """Call ``then`` with the topic, now or when it is open; answer with an error where it cannot be."""
         topic = self.topics.get(name)
