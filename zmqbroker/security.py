@@ -70,12 +70,19 @@ def make_keys(name: str, directory: Path) -> tuple[Path, Path]:
         before = os.umask(0o077)
         try:
             zmq.auth.create_certificates(directory, name)
+            while not _fits_command_lines(public):
+                zmq.auth.create_certificates(directory, name)
         finally:
             os.umask(before)
         public.chmod(0o644)
     except OSError as e:
         raise KeyFileError(f"cannot write keys to {directory}: {e.strerror}") from None
     return public, secret
+
+
+def _fits_command_lines(public: Path) -> bool:
+    """Whether the key can be pasted anywhere: one in 85 begins with ``-`` and would be taken for an option."""
+    return not _load(public)[0].startswith(b"-")
 
 
 def load_secret(path: Path) -> KeyPair:

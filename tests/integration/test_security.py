@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import zmq
 
 from tests.helpers.waiting import eventually
 from zmqbroker.admin.contexts import Contexts
@@ -170,6 +171,22 @@ def test_keys_are_private_and_never_overwritten(vault: Vault) -> None:
     assert vault.client("collector").own.secret.decode() not in repr(vault.client("collector"))
 
 
+def test_a_key_is_never_taken_for_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = zmq.curve_keypair
+    drawn: list[bytes] = []
+
+    def first_with_a_dash() -> tuple[bytes, bytes]:
+        public, secret = draw()
+        drawn.append(public if drawn else b"-" + public[1:])
+        return drawn[-1], secret
+
+    monkeypatch.setattr(zmq, "curve_keypair", first_with_a_dash)
+    public, _ = make_keys("agent", tmp_path)
+    assert len(drawn) > 1
+    assert load_public(str(public)) == drawn[-1]
+    assert not drawn[-1].startswith(b"-")
+
+
 @pytest.mark.parametrize("text", ["short produce", "x" * 40, '"' * 40 + " produce", "a b c", "k" * 40 + " root"])
 def test_a_line_that_makes_no_sense_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "allow").write_text(f"# fine\n{text}\n")
@@ -221,15 +238,18 @@ def test_the_whole_way_by_the_command_line_with_keys(tmp_path: Path) -> None:
          "--allow-list", str(vault.allow)],
         stderr=subprocess.PIPE, text=True, env=environ,
     ) as process:  # fmt: skip
-        assert process.stderr is not None
-        lines = (json.loads(line) for line in process.stderr)
-        listening = next(line for line in lines if line["msg"] == "broker listening")
-        keys = ("--key", str(vault.directory / "operator.key_secret"), "--server-key", vault.public("broker"))
-        done = zmqbroker("admin", "--url", listening["admin"], *keys, "produce", "t", "hello", "-o", "json")
-        assert done.returncode == 0, done.stderr
-        done = zmqbroker("admin", "--url", listening["admin"], *keys, "peek", "t", "-o", "csv")
-        assert "hello" in done.stdout
-        process.terminate()
-        process.stderr.read()
-        eventually(lambda: process.poll() is not None, 15, "the broker ends")
-        assert process.returncode == 0
+        try:
+            assert process.stderr is not None
+            lines = (json.loads(line) for line in process.stderr)
+            listening = next(line for line in lines if line["msg"] == "broker listening")
+            keys = ("--key", str(vault.directory / "operator.key_secret"), "--server-key", vault.public("broker"))
+            done = zmqbroker("admin", "--url", listening["admin"], *keys, "produce", "t", "hello", "-o", "json")
+            assert done.returncode == 0, done.stderr
+            done = zmqbroker("admin", "--url", listening["admin"], *keys, "peek", "t", "-o", "csv")
+            assert "hello" in done.stdout
+            process.terminate()
+            process.stderr.read()
+            eventually(lambda: process.poll() is not None, 15, "the broker ends")
+            assert process.returncode == 0
+        finally:
+            process.kill()
