@@ -245,6 +245,7 @@ def clients(admin: Admin) -> list[dict[str, Any]]:
                         "credit_left_bytes": peer.granted_bytes - peer.received_bytes,
                         "unacked_bytes": peer.received_bytes - peer.freed_bytes,
                         "holding": None,
+                        "connected_seconds": round(now - peer.since_s, 3),
                         "silent_seconds": round(now - peer.last_seen_s, 3),
                     }
                 )
@@ -260,6 +261,7 @@ def clients(admin: Admin) -> list[dict[str, Any]]:
                         "credit_left_bytes": None,
                         "unacked_bytes": None,
                         "holding": len(m.holding),
+                        "connected_seconds": round(now - m.since_s, 3),
                         "silent_seconds": round(now - m.last_seen_s, 3),
                     }
                 )

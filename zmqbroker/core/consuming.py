@@ -74,7 +74,8 @@ class Consuming:
         if member is None:
             member = Member(h.a, conn, h.generation, str(options.get("name", ""))[:200], s.now)
         member.conn, member.generation, member.gone_s = conn, h.generation, None
-        member.credit, member.delivered, member.last_seen_s = h.b, 0, s.now
+        member.credit, member.delivered = h.b, 0
+        member.last_seen_s = member.since_s = s.now
         group.enter(member)
         consumer = s.peers[conn] = Consumer(topic, group, member)
         # What the member says that it still holds stays with it; what it does not know of is given out again.

@@ -102,7 +102,18 @@ class Range:
 class Member:
     """One consumer of a group: a process that said SUBSCRIBE, found again by ``id`` when it reconnects."""
 
-    __slots__ = ("conn", "credit", "delivered", "generation", "gone_s", "holding", "id", "last_seen_s", "name")
+    __slots__ = (
+        "conn",
+        "credit",
+        "delivered",
+        "generation",
+        "gone_s",
+        "holding",
+        "id",
+        "last_seen_s",
+        "name",
+        "since_s",
+    )
 
     def __init__(self, id: int, conn: bytes, generation: int, name: str, now: float) -> None:
         self.id = id
@@ -113,6 +124,8 @@ class Member:
         """Deliveries allowed since SUBSCRIBED, absolute (R6)."""
         self.delivered = 0
         self.last_seen_s = now
+        self.since_s = now
+        """When its conversation began."""
         self.gone_s: float | None = None
         """When its connection was found to be gone; it has the grace to come back."""
         self.holding: dict[int, Range] = {}

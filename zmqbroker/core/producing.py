@@ -76,7 +76,7 @@ class Producing:
         session.conn = conn
         session.generation = h.generation
         session.name = name[:200]
-        session.last_seen_s = s.now
+        session.last_seen_s = session.since_s = s.now
         if h.c > session.floor:
             session.raise_floor(h.c)
         s.peers[conn] = session

@@ -100,6 +100,38 @@ def topic_report(state: State, topic: Topic) -> dict[str, Any]:
     }
 
 
+def clients(state: State) -> list[dict[str, Any]]:
+    """Who is connected, processes of one name and purpose as one: 10,000 agents of one kind are one entry."""
+    found: dict[tuple[str, str, str, str], dict[str, Any]] = {}
+    for peer in state.peers.values():
+        if isinstance(peer, Session):
+            who = ("producer", peer.topic, "", peer.name)
+            since_s, seen_s, received, delivered, holding = peer.since_s, peer.last_seen_s, peer.received_bytes, 0, 0
+        else:
+            member = peer.member
+            who = ("consumer", peer.topic.name, peer.group.name, member.name)
+            since_s, seen_s, received = member.since_s, member.last_seen_s, 0
+            delivered, holding = member.delivered, len(member.holding)
+        one = found.get(who)
+        if one is None:
+            one = found[who] = {
+                **dict(zip(("kind", "topic", "group", "name"), who, strict=True)),
+                "connections": 0,
+                "connected_seconds": 0.0,
+                "silent_seconds": state.now - seen_s,
+                "received_bytes": 0,
+                "deliveries": 0,
+                "holding": 0,
+            }
+        one["connections"] += 1
+        one["connected_seconds"] = max(one["connected_seconds"], state.now - since_s)
+        one["silent_seconds"] = min(one["silent_seconds"], state.now - seen_s)
+        one["received_bytes"] += received
+        one["deliveries"] += delivered
+        one["holding"] += holding
+    return list(found.values())
+
+
 def stats(state: State, uptime_seconds: float) -> dict[str, Any]:
     """The broker's ``/stats``."""
     return {
@@ -110,6 +142,7 @@ def stats(state: State, uptime_seconds: float) -> dict[str, Any]:
         "credit_pool_bytes": state.pool.pool_bytes,
         "producers": sum(1 for p in state.peers.values() if isinstance(p, Session)),
         "consumers": sum(1 for p in state.peers.values() if isinstance(p, Consumer)),
+        "clients": clients(state),
         "counters": {k: v for k, v in vars(state.counters).items() if isinstance(v, int)},
         "ingress_errors": dict(state.counters.ingress_errors),
     }

@@ -34,6 +34,7 @@ class Session:
         "name",
         "received_bytes",
         "received_mark",
+        "since_s",
         "topic",
         "wanted_bytes",
     )
@@ -51,6 +52,8 @@ class Session:
         """How long before a snapshot that was. Ages are kept, not times: a clock that is set, or a long downtime, must
         not make a session old (R5)."""
         self.last_seen_s = 0.0
+        self.since_s = 0.0
+        """When the conversation began."""
         # The conversation; meaningless after a restart of the broker.
         self.conn: bytes | None = None
         self.generation = 0
