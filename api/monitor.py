@@ -49,6 +49,9 @@ class Monitor:
     clock: Callable[[], float] = time.monotonic
     store: Finding = Finding()
     broker: Finding = Finding()
+    store_before: Finding = Finding()
+    broker_before: Finding = Finding()
+    """The looks before: rates are what changed between two."""
     events: deque[tuple[int, dict[str, Any]]] = field(default_factory=lambda: deque(maxlen=EVENTS_KEPT))
     """(time in ms, event) of parts that went away or came back, oldest first."""
     _stopping: threading.Event = field(default_factory=threading.Event)
@@ -81,6 +84,7 @@ class Monitor:
             self.store = Finding(self.clock(), self.store_stats())
         except StoreError as error:
             self.store = Finding(self.clock(), None, str(error))
+        self.store_before = before
         self._tell_change(before, self.store, "store")
 
     def look_at_broker(self) -> None:
@@ -88,6 +92,7 @@ class Monitor:
         before = self.broker
         found = self.broker_stats()
         self.broker = Finding(self.clock(), found, "" if found is not None else "the broker's /stats does not answer")
+        self.broker_before = before
         self._tell_change(before, self.broker, "broker")
 
     def topic_stats(self) -> dict[str, Any]:

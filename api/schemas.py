@@ -196,8 +196,9 @@ class FleetTotalsSchema(Document):
     stale = whole("Seen within 1 h", 0)
     lost = whole("Not seen for over 1 h", 0)
     allocated = whole("Reporting and held by a pod or job", 120)
-    active = whole("Reporting, and working (SM or engine active, or utilisation, above 5 %)", 100)
-    idle_allocated = whole("Held but not working", 20)
+    active = whole("Allocated and working (SM or engine active, or utilisation, above 5 %)", 100)
+    idle_allocated = whole("Allocated but not working", 20)
+    working = whole("Reporting and working, whether allocated or not", 110)
     power_watts = number("Power of the reporting GPUs, in W", 81_000.0, allow_none=True)
     mean_utilization = number("Mean GPU utilisation of the reporting GPUs, in %", 62.0, allow_none=True)
 

@@ -51,7 +51,8 @@ class Fleet(MethodView):
     @described(blueprint, "getFleet", "Latest value of a metric for every GPU, by host, and totals")
     def get(self, query: dict[str, Any]) -> Response:
         """The latest value (of the last 5 minutes) of one metric for every GPU, by host, and the fleet's funnel:
-        GPUs ever seen, reporting, allocated to a pod or job, and active.
+        GPUs ever seen, of these reporting, of these allocated to a pod or job, of these active. `working` counts GPUs that
+        work whether somebody holds them or not: where nothing tells of pods or jobs, it is the number to look at.
         """
         metric = canonical(query["metric_name"])[0]
         directory = context.directory()
@@ -96,7 +97,7 @@ class Fleet(MethodView):
 def totals(gpus: list[Gpu], hosts: int, values: dict[tuple[int, str], float], now_ms: int) -> dict[str, Any]:
     """The fleet's numbers; ``values`` are latest values by (GPU key, metric)."""
     found = {"active": 0, "stale": 0, "lost": 0}
-    allocated = working = idle = 0
+    allocated = active = working = 0
     power: list[float] = []
     utilisation: list[float] = []
     for gpu in gpus:
@@ -110,7 +111,7 @@ def totals(gpus: list[Gpu], hosts: int, values: dict[tuple[int, str], float], no
         )
         allocated += held
         working += works
-        idle += held and not works
+        active += held and works
         if (gpu.key, POWER) in values:
             power.append(values[gpu.key, POWER])
         if (gpu.key, UTILISATION) in values:
@@ -122,8 +123,9 @@ def totals(gpus: list[Gpu], hosts: int, values: dict[tuple[int, str], float], no
         "stale": found["stale"],
         "lost": found["lost"],
         "allocated": allocated,
-        "active": working,
-        "idle_allocated": idle,
+        "active": active,
+        "idle_allocated": allocated - active,
+        "working": working,
         "power_watts": round(sum(power), 1) if power else None,
         "mean_utilization": round(sum(utilisation) / len(utilisation), 2) if utilisation else None,
     }

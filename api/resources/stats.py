@@ -13,6 +13,7 @@ from api import context
 from api.caching import AnswerCache, cached
 from api.described import described
 from api.monitor import Monitor
+from api.parts import parts
 from api.schemas import GenericSchema
 from api.times import format_ms
 from clickhouse.queries import events, totals
@@ -35,6 +36,10 @@ class Stats(MethodView):
 
         Also the collectors' lag in rows and seconds, rates in rows a second, sizes of the store's tables, and what
         the API's cache saved.
+
+        `parts` lists the processes that are known: streamers, broker, collectors, other readers (live tails, archives),
+        store and API, each with its `state` (healthy, degraded or unhealthy), the `reason`, `since` when it runs or is
+        connected, and `rates` (a second; null until seen twice). Connections of one name are one entry.
 
         Numbers of the broker are null while it is away; without the store this is 503.
         """
@@ -66,9 +71,11 @@ class Stats(MethodView):
             store={
                 "oldest": format_ms(found["first_ms"]) if found["first_ms"] is not None else None,
                 "newest": format_ms(last_ms) if last_ms is not None else None,
+                "uptime_seconds": found["uptime_seconds"],
                 "bytes_on_disk": sum(table["bytes_on_disk"] for table in found["tables"].values()),
                 "tables": found["tables"],
             },
+            parts=parts(monitor, current_app.extensions["health"]),
             rejected_by_reason=events.reject_reasons(context.store()),
             cache={"hits": answers.hits, "misses": answers.misses},
             timestamp=format_ms(now_ms),

@@ -7,7 +7,7 @@ from typing import Any
 from clickhouse.queries.inventory import Reader
 
 # count() without a condition, and min and max of the partition key's column, are answered from parts' metadata.
-_SAMPLES = "SELECT count(), toUnixTimestamp64Milli(min(ts)), toUnixTimestamp64Milli(max(ts)) FROM samples"
+_SAMPLES = "SELECT count(), toUnixTimestamp64Milli(min(ts)), toUnixTimestamp64Milli(max(ts)), uptime() FROM samples"
 _REJECTS = "SELECT count() FROM rejects"
 _SIZES = """
 SELECT table, sum(rows), sum(bytes_on_disk), sum(data_uncompressed_bytes), count()
@@ -16,13 +16,14 @@ FROM system.parts WHERE active AND database = currentDatabase() GROUP BY table O
 
 
 def pipeline(store: Reader) -> dict[str, Any]:
-    """Rows stored and refused, the oldest and newest time (ms, None without rows), and sizes by table."""
-    rows, first, last = store.query(_SAMPLES)[0]
+    """Rows stored and refused, the oldest and newest time (ms, None without rows), the server's uptime, sizes by table."""
+    rows, first, last, uptime = store.query(_SAMPLES)[0]
     return {
         "samples_rows": int(rows),
         "rejects_rows": int(store.query(_REJECTS)[0][0]),
         "first_ms": int(first) if rows else None,
         "last_ms": int(last) if rows else None,
+        "uptime_seconds": int(uptime),
         "tables": {
             str(table): {
                 "rows": int(n),

@@ -22,7 +22,7 @@ class RecordingStore:
             "GROUP BY gpu": [(1, 1_752_871_354_000, 1_752_871_354_000)],
             "FROM rejects": [(0,)],
             "system.parts": [],
-            "count(), toUnix": [(0, 0, 0)],
+            "count(), toUnix": [(0, 0, 0, 7)],
             **answers,
         }
 

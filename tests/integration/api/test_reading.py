@@ -270,6 +270,8 @@ def test_stats_count_what_is_stored(client: FlaskClient, fleet: Fleet) -> None:
     assert answer["stored"] == fleet.rows
     assert answer["rejected"] == 0
     assert answer["sent"] is None, "the broker is away, so this is not known"
+    assert answer["store"]["uptime_seconds"] >= 0
+    assert [part["part"] for part in answer["parts"]] == ["broker", "store", "api"]
 
 
 def _rows(client: FlaskClient, how: str) -> list[tuple[str, str, float]]:

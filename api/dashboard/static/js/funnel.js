@@ -11,7 +11,7 @@ const STEPS = [
 ];
 
 /** `totals` of the fleet with `working`: a funnel only narrows, so of those allocated, unless no GPU tells who holds it. */
-const narrowed = (totals) => ({ ...totals, working: totals.allocated ? totals.allocated - (totals.idle_allocated ?? 0) : totals.active });
+const narrowed = (totals) => ({ ...totals, working: totals.allocated ? totals.active : totals.working });
 
 export function funnel() {
   const lines = STEPS.map(([label, , meaning]) => {
