@@ -50,9 +50,10 @@ class Fleet(MethodView):
     @blueprint.response(200, FleetSchema)
     @described(blueprint, "getFleet", "Latest value of a metric for every GPU, by host, and totals")
     def get(self, query: dict[str, Any]) -> Response:
-        """The latest value (of the last 5 minutes) of one metric for every GPU, by host, and the fleet's funnel:
-        GPUs ever seen, of these reporting, of these allocated to a pod or job, of these active. `working` counts GPUs that
-        work whether somebody holds them or not: where nothing tells of pods or jobs, it is the number to look at.
+        """The latest value (of the last 5 minutes) of one metric for every GPU, by host, and the fleet's funnel.
+
+        The funnel: GPUs ever seen, of these reporting, of these allocated to a pod or job, of these active. `working`
+        counts GPUs that work whether somebody holds them or not: where nothing tells of pods or jobs, look at that.
         """
         metric = canonical(query["metric_name"])[0]
         directory = context.directory()

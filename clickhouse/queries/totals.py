@@ -16,7 +16,7 @@ FROM system.parts WHERE active AND database = currentDatabase() GROUP BY table O
 
 
 def pipeline(store: Reader) -> dict[str, Any]:
-    """Rows stored and refused, the oldest and newest time (ms, None without rows), the server's uptime, sizes by table."""
+    """Rows stored and refused, oldest and newest time (ms, None without rows), the server's uptime, sizes by table."""
     rows, first, last, uptime = store.query(_SAMPLES)[0]
     return {
         "samples_rows": int(rows),
