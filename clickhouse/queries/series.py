@@ -49,12 +49,15 @@ def stepped(store: Reader, wanted: Filter, *, step_ms: int, agg: str, settings: 
     params["step"] = step_ms
     bucket = "intDiv(toUnixTimestamp64Milli(ts), {step:Int64}) * {step:Int64}"
     if agg == "rate":
-        # As Prometheus counts: a fall is a reset, after which the counter began again at 0.
+        # As Prometheus counts: a fall is a reset, after which the counter began again at 0. Divided by the time between
+        # the samples, not by the step: samples further apart than a step, or a step that is not over, tell no lie.
         sql = (
-            "SELECT metric, t, sum(if(step_up < 0, value, step_up)) * 1000 / {step:Int64}, min(value), max(value), "
-            f"count() FROM (SELECT metric, {bucket} AS t, value, value - lagInFrame(value, 1, value) OVER "
-            "(PARTITION BY metric ORDER BY ts ROWS BETWEEN 1 PRECEDING AND CURRENT ROW) AS step_up "
-            f"FROM samples WHERE {where}) GROUP BY metric, t ORDER BY metric, t"
+            "SELECT metric, t, sum(if(up < 0, value, up)) * 1000 / sum(elapsed), min(value), max(value), count() "
+            f"FROM (SELECT metric, {bucket} AS t, value, value - lagInFrame(value, 1, value) OVER before AS up, "
+            "toUnixTimestamp64Milli(ts) AS ms, ms - lagInFrame(ms, 1, ms) OVER before AS elapsed "
+            f"FROM samples WHERE {where} "
+            "WINDOW before AS (PARTITION BY metric ORDER BY ts ROWS BETWEEN 1 PRECEDING AND CURRENT ROW)"
+            ") GROUP BY metric, t HAVING sum(elapsed) > 0 ORDER BY metric, t"
         )
     else:
         sql = (

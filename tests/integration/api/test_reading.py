@@ -185,7 +185,7 @@ def test_a_series_of_few_samples_is_the_samples_themselves(client: FlaskClient, 
     ("agg", "expected"),
     [
         ("avg", 4.5), ("min", 0), ("max", 9), ("sum", 45), ("count", 10), ("last", 9), ("p50", 4.5), ("p95", 8.55),
-        ("p99", 8.91), ("rate", 0.9),
+        ("p99", 8.91), ("rate", 1),
     ],
 )  # fmt: skip
 def test_a_step_is_aggregated_as_asked(client: FlaskClient, fleet: Fleet, agg: str, expected: float) -> None:
@@ -202,6 +202,18 @@ def test_a_step_is_aggregated_as_asked(client: FlaskClient, fleet: Fleet, agg: s
     assert point["value"] == pytest.approx(expected + shift, abs=tolerance)
     assert (point["min"], point["max"]) == (offset, offset + 9)
     assert point["timestamp"] == format_ms(begin)
+
+
+@pytest.mark.parametrize("step", ["1s", "2s", "7s", "60s"])
+def test_a_rate_is_per_second_whatever_the_step(client: FlaskClient, fleet: Fleet, step: str) -> None:
+    """A step that holds a single sample, or that the range cuts in two, is no slower for it."""
+    begin = fleet.start_ms / 1000
+    url = (
+        f"/api/v1/gpus/GPU-a0/series?metric_name=DCGM_FI_DEV_GPU_TEMP&agg=rate&start_time={begin}&end_time={begin + 90}"
+    )
+    points = client.get(f"{url}&step={step}").get_json()["series"][0]["points"]
+    assert len(points) >= 2
+    assert [point["value"] for point in points] == pytest.approx([1.0] * len(points))
 
 
 @pytest.mark.parametrize("agg", ["avg", "min", "max", "sum", "count", "last"])
