@@ -6,9 +6,9 @@ other way, to mark minutes durably before each ack, would cost every delivery on
 every writer ever after. Counts need nobody's cooperation: they find late rows, repairs, restores and rollups that died
 half way alike, and heal whatever two rollups at the same time leave behind.
 
-What makes comparing cheap is that only parts with blocks not looked at before are asked which minutes they hold: those
-that nobody wrote to are not counted again, and a merge of known parts is known. A rollup that has just started takes
-every part for new.
+What makes comparing cheap is that only parts with blocks not looked at before matter: those that nobody wrote to are
+not counted again, and a merge of known parts is known. A part tells its first and last time without being read, and a
+minute that has no rollup yet needs no count. A rollup that has just started takes every part for new.
 
     minutes of new blocks -> those whose counts differ -> recomputed whole, all GPUs of a minute at once
     gpu_seen, xid_events  -> from the raw rows of the same minutes, *before* the counts are written that settle them
@@ -22,8 +22,8 @@ left as they are: from then on the rollup is all there is.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 from clickhouse.client import StoreConnection
 from clickhouse.queries.events import LOOK_BACK_MS, XID_METRIC
@@ -37,6 +37,19 @@ SETTLE_SECONDS: Final = 2.0
 
 BUCKETS_A_STATEMENT: Final = 60
 """Buckets recomputed at once: bounds the memory of the GROUP BY."""
+
+SPAN_SECONDS_MAX: Final = 600
+"""A new part that spans no more is taken to hold rows of every minute in between; a longer one is asked."""
+
+PARTS_ASKED_MAX: Final = 500
+"""Names of parts that a question may carry in its URL; beyond it the whole day is asked."""
+
+# The newest value. A maximum of numbers is three times as fast as argMax over (ts, value), and like that one it says
+# which of two values of one moment is meant, whatever order they are read in.
+_LAST: Final = (
+    "reinterpretAsFloat64(toUInt64(max(bitOr("
+    "bitShiftLeft(toUInt128(toUnixTimestamp64Milli(ts)), 64), reinterpretAsUInt64(value)))))"
+)
 
 _SETTINGS: Final = {
     "max_execution_time": 3600,
@@ -73,6 +86,14 @@ class Part(NamedTuple):
     def of(cls, name: str) -> Part:
         numbers = name.rsplit("_", name.count("_"))[1:]
         return cls(int(numbers[0]), int(numbers[1]), int(numbers[3]) if len(numbers) > 3 else 0)
+
+
+class Active(NamedTuple):
+    """An active part: its name, and the times (seconds since the epoch) of its first and last row."""
+
+    name: str
+    first_s: int
+    last_s: int
 
 
 class Blocks:
@@ -112,6 +133,8 @@ class Rollup:
         self._clock = clock
         self._retention_days = retention_days
         self._known: dict[int, Blocks] = {}
+        self._looked_upto: dict[str, int] = {}
+        """By part that reaches into a minute that is not over: up to where it was looked at."""
         self._hours_due: set[int] = set()
 
     def look(self) -> Progress:
@@ -121,19 +144,22 @@ class Rollup:
         upto = int(now - SETTLE_SECONDS) // MINUTE_S * MINUTE_S
         minutes = rows = 0
         first_look = not self._known
-        for day, names in sorted(self._days(now).items()):
+        looked_upto = self._looked_upto
+        self._looked_upto = {}
+        for day, parts in sorted(self._days(now).items()):
             known = self._known.get(day)
-            new = None if known is None else [name for name in names if Part.of(name) not in known]
-            if new is not None and not new:
+            new = [part for part in parts if known is None or Part.of(part.name) not in known]
+            if known is not None and not new:
                 continue
-            dirty = self._dirty(day, self._minutes_of(day, new, upto))
+            starts = {part.name: max(part.first_s, looked_upto.get(part.name, 0)) for part in new}
+            dirty = self._dirty(day, self._minutes_of(day, new, starts, upto))
             self._hours_due.update(minute // HOUR_S * HOUR_S for minute in dirty)
             for start in range(0, len(dirty), BUCKETS_A_STATEMENT):
                 rows += self._recompute(dirty[start : start + BUCKETS_A_STATEMENT])
             minutes += len(dirty)
             # Parts with rows of a minute that is not over yet stay new.
-            waiting = self._parts_after(day, upto)
-            self._known[day] = Blocks(Part.of(name) for name in names if name not in waiting)
+            self._looked_upto.update((part.name, upto) for part in new if part.last_s >= upto)
+            self._known[day] = Blocks(Part.of(part.name) for part in parts if part.last_s < upto)
         if first_look:
             # Whoever was here before may have died between minutes and hours.
             self._hours_due.update(self._stale_hours())
@@ -144,65 +170,76 @@ class Rollup:
         )
         return Progress(minutes, hours, rows, time.perf_counter() - started, upto)
 
-    def _days(self, now: float) -> dict[int, list[str]]:
-        """Names of active parts by day, without the days whose raw rows are being dropped."""
+    def _days(self, now: float) -> dict[int, list[Active]]:
+        """Active parts by day, without the days whose raw rows are being dropped."""
         keep = self._retention_days or retention_days(self._conn, "samples")
         oldest = int(now // DAY_S) - keep + 1
         rows = self._conn.query(
-            "SELECT toUInt32(toDate(partition)), groupArray(name) FROM system.parts WHERE active "
-            "AND database = {database:String} AND table = 'samples' GROUP BY partition",
+            "SELECT toUInt32(toDate(partition)), "
+            "groupArray((name, toUnixTimestamp(min_time), toUnixTimestamp(max_time))) "
+            "FROM system.parts WHERE active AND database = {database:String} AND table = 'samples' GROUP BY partition",
             {"database": self._db},
         )
-        days = {int(day): [str(name) for name in names] for day, names in rows if int(day) >= oldest}
+        days = {
+            int(day): [
+                # A server that does not tell the times of a part (both are 0): any of the day.
+                Active(str(name), int(first) or day * DAY_S, int(last) or (day + 1) * DAY_S - 1)
+                for name, first, last in parts
+            ]
+            for day, parts in rows
+            if int(day) >= oldest
+        }
         self._known = {day: known for day, known in self._known.items() if day in days}
         return days
 
-    def _minutes_of(self, day: int, parts: Sequence[str] | None, upto: int) -> list[int]:
-        """Minutes before ``upto`` with rows in these parts (None: in any)."""
-        only = "" if parts is None else "AND _part IN {parts:Array(String)}"
-        rows = self._conn.query(
-            f"SELECT DISTINCT toUnixTimestamp(toStartOfMinute(ts)) AS minute FROM {self._db}.samples "
-            f"WHERE {_range(day * DAY_S, min(upto, (day + 1) * DAY_S))} {only} ORDER BY minute",
-            {"parts": list(parts)} if parts is not None else None,
-            _SETTINGS,
-        )
-        return [int(row[0]) for row in rows]
-
-    def _parts_after(self, day: int, upto: int) -> frozenset[str]:
-        if upto >= (day + 1) * DAY_S:
-            return frozenset()
-        after = _range(max(upto, day * DAY_S), (day + 1) * DAY_S)
-        sql = f"SELECT DISTINCT _part FROM {self._db}.samples WHERE {after}"
-        return frozenset(str(row[0]) for row in self._conn.query(sql, None, _SETTINGS))
+    def _minutes_of(self, day: int, parts: Sequence[Active], starts: Mapping[str, int], upto: int) -> list[int]:
+        """Minutes before ``upto`` that these parts may have rows in, each from its start on."""
+        minutes: set[int] = set()
+        long = []
+        for part in parts:
+            start = starts[part.name] // MINUTE_S * MINUTE_S
+            if part.last_s - start <= SPAN_SECONDS_MAX:
+                minutes.update(range(start, min(part.last_s + 1, upto), MINUTE_S))
+            else:
+                long.append(part.name)
+        if long:
+            only = "AND _part IN {parts:Array(String)}" if len(long) <= PARTS_ASKED_MAX else ""
+            rows = self._conn.query(
+                f"SELECT DISTINCT toUnixTimestamp(toStartOfMinute(ts)) AS minute FROM {self._db}.samples "
+                f"WHERE {_range(day * DAY_S, min(upto, (day + 1) * DAY_S))} {only}",
+                {"parts": long} if only else None,
+                _SETTINGS,
+            )
+            minutes.update(int(row[0]) for row in rows)
+        return sorted(minutes)
 
     def _dirty(self, day: int, minutes: Sequence[int]) -> list[int]:
         """Those whose number of raw rows is not what their rollup was made of."""
         if not minutes:
             return []
-        params = {"minutes": list(minutes)}
-        raw = self._conn.query(
-            f"SELECT toUnixTimestamp(toStartOfMinute(ts)) AS minute, count() FROM {self._db}.samples "
-            f"WHERE {_range(minutes[0], minutes[-1] + MINUTE_S)} AND minute IN {{minutes:Array(UInt32)}} "
-            "GROUP BY minute",
-            params,
-            _SETTINGS,
-        )
         rolled = self._conn.query(
             f"SELECT toUnixTimestamp(bucket) AS minute, sum(count) FROM {self._db}.samples_1m FINAL "
             f"WHERE toDate(bucket) = toDate({day:d}) AND minute IN {{minutes:Array(UInt32)}} GROUP BY minute",
-            params,
+            {"minutes": list(minutes)},
             _SETTINGS,
         )
         have = {int(minute): int(count) for minute, count in rolled}
-        return sorted(int(minute) for minute, count in raw if have.get(int(minute), 0) != int(count))
+        dirty = [minute for minute in minutes if minute not in have]
+        if have:
+            among, params = _among(sorted(have))
+            raw = self._conn.query(
+                f"SELECT toUnixTimestamp(toStartOfMinute(ts)) AS minute, count() FROM {self._db}.samples "
+                f"WHERE {among} GROUP BY minute",
+                params,
+                _SETTINGS,
+            )
+            dirty += [int(minute) for minute, count in raw if have[int(minute)] != int(count)]
+        return sorted(dirty)
 
     def _recompute(self, minutes: Sequence[int]) -> int:
         """Recompute these minutes, of one day, whole. Returns the raw rows that they hold."""
-        source = (
-            f"FROM {self._db}.samples WHERE {_range(minutes[0], minutes[-1] + MINUTE_S)} "
-            "AND toUnixTimestamp(toStartOfMinute(ts)) IN {minutes:Array(UInt32)}"
-        )
-        params = {"minutes": list(minutes)}
+        among, params = _among(minutes)
+        source = f"FROM {self._db}.samples WHERE {among}"
         version = _version(self._clock())
         self._conn.command(
             f"INSERT INTO {self._db}.gpu_seen (gpu, first, last) SELECT gpu, min(ts), max(ts) {source} GROUP BY gpu",
@@ -214,7 +251,7 @@ class Rollup:
         self._conn.command(
             f"INSERT INTO {self._db}.samples_1m (gpu, metric, bucket, low, high, total, count, last, version) "
             "SELECT gpu, metric, toStartOfMinute(ts) AS bucket, min(value), max(value), sum(value), count(), "
-            f"argMax(value, (ts, value)), {version} {source} GROUP BY gpu, metric, bucket",
+            f"{_LAST}, {version} {source} GROUP BY gpu, metric, bucket",
             params,
             _SETTINGS,
         )
@@ -222,7 +259,7 @@ class Rollup:
             f"SELECT sum(count) FROM {self._db}.samples_1m WHERE version = {version} "
             f"AND toDate(bucket) = toDate({minutes[0] // DAY_S:d}) "
             "AND toUnixTimestamp(bucket) IN {minutes:Array(UInt32)}",
-            params,
+            {"minutes": list(minutes)},
         )
         return int(counted)
 
@@ -281,6 +318,15 @@ class Rollup:
 def _range(start_s: int, end_s: int) -> str:
     """Condition on ``ts``: the partition and each part's own range are chosen by it."""
     return f"ts >= toDateTime64({start_s:d}, 3, 'UTC') AND ts < toDateTime64({end_s:d}, 3, 'UTC')"
+
+
+def _among(minutes: Sequence[int]) -> tuple[str, dict[str, Any]]:
+    """Condition that ``ts`` lies in one of these ascending minutes, and its parameters."""
+    first, end = minutes[0], minutes[-1] + MINUTE_S
+    if end - first == len(minutes) * MINUTE_S:
+        return _range(first, end), {}
+    within = "toUnixTimestamp(toStartOfMinute(ts)) IN {minutes:Array(UInt32)}"
+    return f"{_range(first, end)} AND {within}", {"minutes": list(minutes)}
 
 
 def _version(now: float) -> int:

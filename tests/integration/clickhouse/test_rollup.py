@@ -233,3 +233,15 @@ def test_blocks_know_what_they_hold() -> None:
     assert Part(2, 6, 7) not in known
     assert Part.of("20261121_1_7_2") == Part(1, 7, 0)
     assert Part.of("20261121_1_7_2_9") == Part(1, 7, 9)
+
+
+def test_a_part_that_tells_no_times_is_asked_for_its_minutes(rolled: StoreConnection) -> None:
+    insert_samples(rolled, sample_columns(30_000), token="a")
+    rollup = Rollup(rolled, clock=noon_clock)
+    day = today_ms() // 86_400_000
+    told = rollup._days(noon_clock())[day]
+    untold = [part._replace(first_s=day * 86_400, last_s=day * 86_400 + 86_399) for part in told]
+    rollup._days = lambda now: {day: untold}  # type: ignore[method-assign]
+    progress = rollup.look()
+    assert progress.raw_rows == 30_000
+    assert equals_raw(rolled, progress.upto_s)
