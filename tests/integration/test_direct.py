@@ -56,9 +56,9 @@ def test_r30_an_insert_is_begun_only_while_its_producer_is_heard() -> None:
         producer.publish(b"x")
         delivery = consumer.receive(10)
         assert delivery is not None
-        assert consumer.holds(delivery)
+        eventually(lambda: consumer.holds(delivery), 30, "the producer answers")
         producer.close(0)
-        eventually(lambda: not consumer.holds(delivery), 10)
+        eventually(lambda: not consumer.holds(delivery), 30, "it is heard no more")
 
 
 def test_r30_a_batch_that_failed_comes_again_doubtful_and_dead_ones_are_kept_before_the_ack(tmp_path: Path) -> None:
@@ -93,15 +93,15 @@ def test_r07_a_batch_goes_to_another_collector_only_after_lease_and_z_and_is_mar
         first.close()
         parted_s = time.monotonic()
         producer.publish(b"two")
-        fresh = second.receive(40)
-        assert fresh is not None
-        assert (fresh.first, fresh.maybe_repeat) == (2, False)
-        second.ack(fresh)
-        moved = second.receive(40)
-        assert moved is not None
-        assert (moved.first, moved.maybe_repeat) == (1, True)
-        assert time.monotonic() - parted_s > 8.0
-        second.ack(moved)
+        doubtful: dict[int, bool] = {}
+        while len(doubtful) < 2:
+            delivery = second.receive(60)
+            assert delivery is not None
+            doubtful[delivery.first] = delivery.maybe_repeat
+            if delivery.first == 1:
+                assert time.monotonic() - parted_s > 8.0
+            second.ack(delivery)
+        assert doubtful == {1: True, 2: False}
         assert producer.flush(10)
     second.close()
 

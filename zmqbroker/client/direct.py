@@ -195,6 +195,10 @@ class DirectConsumer:
             self._lock.notify_all()
         self._wake()
         self._thread.join(timeout)
+        with self._lock:
+            # Here, not at the thread's own end: the number may be another file's at once, and we would write to that.
+            os.close(self._wake_fd)
+            self._wake_fd = -1
         self._router.close(200)
         self._context.term()
         if self._letters is not None:
@@ -209,7 +213,9 @@ class DirectConsumer:
     # --- the thread ------------------------------------------------------------------------------------------------
 
     def _wake(self) -> None:
-        os.eventfd_write(self._wake_fd, 1)
+        with self._lock:
+            if self._wake_fd >= 0:
+                os.eventfd_write(self._wake_fd, 1)
 
     def _run(self) -> None:
         poller = zmq.Poller()
@@ -235,7 +241,6 @@ class DirectConsumer:
                     with self._lock:
                         accepting.gone(conn)
             if closed:
-                os.close(self._wake_fd)
                 return
 
     def _drain(self, receive: Callable[[], list[bytes]], now: float) -> None:
