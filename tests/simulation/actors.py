@@ -36,12 +36,18 @@ if TYPE_CHECKING:
 class SimulatedProducer:
     """Publishes at its own pace until told to stop; can be killed, and run again with the same session."""
 
-    def __init__(self, world: World, session: int, first_seq: int = 1) -> None:
+    def __init__(self, world: World, session: int, resumed_at: int = 0) -> None:
         self.world = world
         self.session = session
         rng = world.clock.rng
         self.conversation = ProducerConversation(
-            session, "t", incarnation=world.next_incarnation(), first_seq=first_seq, rng=rng, name=f"p{session}"
+            session,
+            "t",
+            incarnation=world.next_incarnation(),
+            first_seq=resumed_at or 1,
+            resumed=resumed_at > 0,
+            rng=rng,
+            name=f"p{session}",
         )
         self.key = rng.randrange(1 << 32) if rng.random() < 0.3 else None
         self.pace_s = 10 ** world.clock.between(-3, -0.5)
@@ -163,7 +169,6 @@ class SimulatedCollector:
     def _next(self) -> None:
         if self._working is None and self.conversation.ready and not self.dead and not self.paused:
             delivery = self._working = self.conversation.ready.popleft()
-            self.world.checks.received(self, delivery)
             think_s = self.world.clock.between(0.0, 0.02)
             if self.world.chance(self.world.profile.slow_work):
                 think_s = self.world.clock.between(0.0, 40.0)
@@ -298,7 +303,7 @@ class OrderedReader:
             raise Violation(f"reader {self.name} was refused for good: {self.conversation.fatal}")
         while self.conversation.ready:
             delivery = self.conversation.ready.popleft()
-            self.world.checks.ordered(self, delivery)
+            self.world.checks.ordered(delivery)
             self.world.clock.after(self.world.clock.between(0.001, 0.1), lambda d=delivery: self._finish(d))
 
     def _finish(self, delivery: Delivery) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from tests.simulation.clockwork import Violation
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.network import Connection, Frames
 from zmqbroker import protocol
@@ -20,13 +20,15 @@ from zmqbroker.core.config import TopicConfig
 from zmqbroker.core.effects import Effects
 from zmqbroker.protocol import HEADER_BYTES, MAGIC, VERSION, Type
 from zmqbroker.reading import LogReader
-from zmqbroker.storage.interface import KIND_DATA, TopicLog
 from zmqbroker.storage.log import DiskLog
 from zmqbroker.storage.spare import Inline
 from zmqbroker.writing import LogWriter
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
+
+
+T = TypeVar("T")
 
 
 class Killed(BaseException):
@@ -82,7 +84,7 @@ class BrokerProcess:
         self._write_at: float | None = None
         self._writing = False
         self._on_their_way: list[tuple] = []
-        self._logs: dict[str, TopicLog] = {}
+        self._logs: dict[str, DiskLog] = {}
         self.core = Core(world.profile.broker, random.Random(world.clock.rng.random()), world.profile.topic)
         self.core.state.topic_configs["t"] = world.profile.topic
         self._written: list[tuple] = []
@@ -241,6 +243,16 @@ class BrokerProcess:
                 return
             self._plan_turn(0.0)
 
+    def call(self, what: Callable[[Core], T]) -> T:
+        """As :meth:`zmqbroker.server.Broker.call`: between two turns, its effects run like those of events."""
+        self._turn_now()
+        fx = self.core.state.fx
+        fx.clear()
+        answer = what(self.core)
+        self._effects(fx)
+        self._plan_turn(0.0)
+        return answer
+
     # --- the writer
 
     def _plan_write(self, in_s: float) -> None:
@@ -319,13 +331,8 @@ class BrokerProcess:
         self.writer.add(name, log, config.fsync, config.fsync_interval_ms / 1000)
         return (ev.OPENED, name, config, log.uuid, recovered)
 
-    def log(self, name: str) -> TopicLog:
+    def log(self, name: str) -> DiskLog:
         return self._logs[name]
 
 
-def data_of(appends: list[tuple]) -> list[tuple]:
-    """(partition, offset, session, seq, rows, payload) of the DATA appends."""
-    return [(a[1], a[2], a[3], a[4], a[6], a[9]) for a in appends if a[0] == KIND_DATA]
-
-
-__all__ = ["BrokerProcess", "Killed", "MortalDisk", "Violation", "data_of"]
+__all__ = ["BrokerProcess", "Killed", "MortalDisk"]

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from consumers.merge import Address
 from tests.helpers.core_invariants import check_invariants
 from tests.simulation.clockwork import Violation
+from tests.simulation.letters import LetterChecks
 from zmqbroker import protocol
 from zmqbroker.client.consuming import Delivery
 from zmqbroker.core import events as ev
 from zmqbroker.core.effects import Hand
 from zmqbroker.core.group import Group, Range
 from zmqbroker.core.partition import ENTRY_OVERHEAD_BYTES
-from zmqbroker.core.state import open_envelope
 from zmqbroker.core.topic import Topic
-from zmqbroker.protocol import RECORD, Type
-from zmqbroker.storage.interface import KIND_DATA
+from zmqbroker.protocol import RECORD, Flag, Type
+from zmqbroker.storage.interface import KIND_DATA, KIND_GAP
 
 if TYPE_CHECKING:
-    from tests.simulation.actors import OrderedReader, SimulatedCollector
     from tests.simulation.broker import BrokerProcess
     from tests.simulation.network import Connection, Frames
     from tests.simulation.world import World
@@ -37,20 +38,24 @@ class Checks:
         self.durable: dict[tuple[int, int], Address] = {}
         """What topic ``t`` holds durably: (partition, offset) -> address."""
         self.places: dict[Address, tuple[int, int]] = {}
-        self.dead: set[Address] = set()
-        self.letters: set[tuple] = set()
+        self.letters = LetterChecks(self, SINK)
+        self.rotten: set[tuple[str, int, int]] = set()
+        """Records that a bit was turned over in: (topic, partition, offset)."""
         self.lost: set[Address] = set()
         """Records that a recorded gap covers, or that a policy without fsync lost with the power."""
         self._hands: dict[tuple[str, int], list[tuple]] = {}
         self._unsynced: list[tuple[str, list[tuple]]] = []
         self._ranges: dict[int, tuple[int, int, int]] = {}
-        self._ordered: dict[int, tuple[int, int]] = {}
+        self._ordered: dict[tuple[int, int], int] = {}
+        """(group generation, partition) -> the offset after what was acked."""
+        self._given: dict[str, set[tuple[int, int]]] = {}
+        """What each durable group was given at least once."""
         self.deliveries = self.turns = self.settlements = 0
 
     @property
     def progress(self) -> int:
         """Grows while anything gets done."""
-        return len(self.acked_) + len(self.world.store.rows) + len(self.dead) + self.settlements
+        return len(self.acked_) + len(self.world.store.rows) + len(self.letters.there) + self.settlements
 
     # --- producers
 
@@ -65,13 +70,40 @@ class Checks:
 
     def safe(self, address: Address) -> bool:
         """Stored, dead-lettered, or known to be lost."""
-        return address in self.world.store.rows or address in self.dead or address in self.lost
+        return (
+            address in self.world.store.rows
+            or address in self.lost
+            or address in self.letters.addresses
+            or self._was_dropped(address)
+        )
+
+    def _was_dropped(self, address: Address) -> bool:
+        """With ``drop-oldest``: it lies before the oldest segment that is left."""
+        if self.world.profile.topic.overflow != "drop-oldest" or not self.world.broker.up:
+            return False
+        place, topic = self.places.get(address), self.world.broker.core.topics.get("t")
+        return place is not None and topic is not None and place[1] < topic.partitions[place[0]].first_offset
 
     # --- the log
 
     def handed(self, broker: BrokerProcess, hands: list[Hand]) -> None:
         for hand in hands:
             self._hands[hand.topic, hand.commit_id] = hand.appends
+            for kind, partition, first, _, _, last, *_ in hand.appends:
+                if kind == KIND_GAP:
+                    self._gap(hand.topic, partition, first, last)
+
+    def _gap(self, topic: str, partition: int, first: int, last: int) -> None:
+        """Records are no more, says the broker: of ``t`` only what has rotted may go (R28)."""
+        if topic == "t.dlq":
+            self.letters.gone(first, last)
+            return
+        for offset in range(first, last + 1):
+            address = self.durable.get((partition, offset))
+            if address is not None and address not in self.lost:
+                if (topic, partition, offset) not in self.rotten:
+                    raise Violation(f"a gap covers {address} at {partition}/{offset}, and nothing has touched it")
+                self.lost.add(address)
 
     def written(self, broker: BrokerProcess, events: list[tuple]) -> None:
         for event in events:
@@ -93,7 +125,7 @@ class Checks:
         if topic == "t":
             self._place((append[1], append[2]), Address(append[3], append[4]))
         elif topic == "t.dlq":
-            self._letter(append[9])
+            self.letters.durable(append[2], append[9])
 
     def _place(self, place: tuple[int, int], address: Address) -> None:
         if address in self.places and self.places[address] != place:
@@ -103,15 +135,6 @@ class Checks:
         self.durable[place] = address
         self.places[address] = place
 
-    def _letter(self, payload: bytes) -> None:
-        origin, _ = open_envelope(payload)
-        key = (origin["log"], origin["partition"], origin["offset"], origin["group"])
-        if key in self.letters:
-            raise Violation(f"dead letter written twice: {key}")
-        self.letters.add(key)
-        if origin["group"] == SINK:
-            self.dead.add(Address(int(str(origin["session"])), int(str(origin["seq"]))))
-
     def killed(self, broker: BrokerProcess, power: bool) -> None:
         self._hands.clear()
         self._unsynced.clear()
@@ -120,7 +143,8 @@ class Checks:
         """The broker has started on what its disks kept."""
         core = broker.core
         self._wrap(broker)
-        self._letters_again(broker)
+        if "t.dlq" in core.topics:
+            self.letters.recovered(core.topics["t.dlq"], broker.log("t.dlq"))
         topic = core.topics.get("t")
         if topic is None:
             return
@@ -139,7 +163,7 @@ class Checks:
                 if found[place] != address:
                     raise Violation(f"after recovery offset {place} holds {found[place]}, not {address}")
             elif any(g[0] == place[0] and g[1] <= place[1] <= g[2] for g in gaps):
-                self.lost.add(address)
+                self._gap("t", *place, place[1])
                 self.places.pop(address, None)
             elif place[1] >= firsts[place[0]]:
                 raise Violation(f"{address} was durable at {place}, and recovery lost it")
@@ -152,36 +176,34 @@ class Checks:
                     self.lost.add(address)
         self._check_nothing_skipped(topic, firsts)
 
-    def _letters_again(self, broker: BrokerProcess) -> None:
-        """Dead letters that were durable are there; what the disk kept beyond them counts, too."""
-        topic = broker.core.topics.get("t.dlq")
-        if topic is None:
-            return
-        chunk = broker.log("t.dlq").read(0, 0, topic.partitions[0].next_offset)
-        before, at = self.dead, 0
-        self.dead, self.letters = set(), set()
-        for length in chunk.records["length"].tolist():
-            self._letter(bytes(chunk.body[at : at + length]))
-            at += length
-        if not topic.gaps and before - self.dead:
-            raise Violation(f"recovery lost dead letters: {before - self.dead}")
-
     def _check_nothing_skipped(self, topic: Topic, firsts: list[int]) -> None:
         """What is acked and neither stored nor dead must still be ahead of the sink's group."""
         group = topic.groups.get(SINK)
-        for address in self.acked_:
-            if self.safe(address):
-                continue
+        for address in self._open():
             place = self.places.get(address)
             if place is None:
                 raise Violation(f"{address} was acked, and is nowhere")
             if place[1] < firsts[place[0]]:
                 raise Violation(f"{address} was acked, is not stored, and its segment is gone")
-            if group is None:
-                continue
-            gp = group.parts[place[0]]
-            if place[1] < gp.sealed_next and not any(r.first <= place[1] <= r.last for r in gp.outstanding.values()):
+            if group is not None and _is_past(group, place):
                 raise Violation(f"{address} at {place} was acked, is not stored, and the group is past it")
+
+    def _open(self) -> list[Address]:
+        """What is acked, and neither stored nor dead nor lost."""
+        settled = self.world.store.rows.keys() | self.lost | self.letters.addresses
+        return [a for a in self.acked_ - settled if not self._was_dropped(a)]
+
+    def _check_dropped(self, topic: Topic) -> None:
+        """What was dropped before the sink had it is counted, never silent (R28)."""
+        group = topic.groups.get(SINK)
+        if group is None or topic.config.overflow != "drop-oldest":
+            return
+        settled = self.world.store.rows.keys() | self.lost | self.letters.addresses
+        missed = [a for a in self.places.keys() - settled if self._was_dropped(a) and _is_past(group, self.places[a])]
+        if len(missed) > group.lost_messages:
+            raise Violation(
+                f"the group never got {len(missed)} batches, and counts {group.lost_messages}: {missed[:3]}"
+            )
 
     def _wrap(self, broker: BrokerProcess) -> None:
         delivering = broker.core.delivering
@@ -206,6 +228,8 @@ class Checks:
         if self.turns % profile.check_every:
             return
         check_invariants(core)
+        if "t" in core.topics:
+            self._check_dropped(core.topics["t"])
         tail = undurable = 0
         for topic in core.topics.values():
             for part in topic.partitions:
@@ -224,7 +248,8 @@ class Checks:
             return
         for offset in range(range_.first, range_.last + 1):
             address = self.durable.get((range_.partition, offset))
-            if address is not None and not self.safe(address):
+            gone = any(g[0] == range_.partition and g[1] <= offset <= g[2] for g in topic.gaps)
+            if address is not None and not gone and not self.safe(address):
                 raise Violation(f"range {range_.id} is settled, and {address} at {offset} is neither stored nor dead")
 
     def sent(self, broker: BrokerProcess, connection: Connection, frames: Frames) -> None:
@@ -238,8 +263,7 @@ class Checks:
             bounds = (h.partition, h.b, h.c)
             if self._ranges.setdefault(h.a, bounds) != bounds:
                 raise Violation(f"range {h.a} was {self._ranges[h.a]}, now {bounds}")
-        import numpy as np
-
+        given = self._given.setdefault(peer.group.name, set()) if durable_group else set()  # type: ignore[union-attr]
         for record in np.frombuffer(frames[1], dtype=RECORD).tolist():
             place = (h.partition, record[0])
             if self.durable.get(place) != Address(record[1], record[2]):
@@ -248,28 +272,31 @@ class Checks:
                 )
             if not h.b <= record[0] <= h.c:
                 raise Violation(f"record {record[0]} in range {h.b}-{h.c}")
+            if place in given and not h.flags & Flag.MAYBE_REPEAT:
+                raise Violation(f"{place} is given out again, and nobody says that it may be a repeat")
+            if durable_group:
+                given.add(place)
 
     # --- consumers
-
-    def received(self, collector: SimulatedCollector, delivery: Delivery) -> None:
-        pass
 
     def content(self, session: int, seq: int, rows: int, payload: bytes) -> None:
         expected, expected_rows = self.world.batch(session, seq)
         if payload != expected or rows != expected_rows:
             raise Violation(f"the content of {session}/{seq} changed")
 
-    def ordered(self, reader: OrderedReader, delivery: Delivery) -> None:
-        """A range of an ordered group comes after all before it are acked."""
-        next_, _ = self._ordered.get(delivery.partition, (0, 0))
+    def ordered(self, delivery: Delivery) -> None:
+        """A range of an ordered group comes after all before it are acked, in each generation of the group."""
+        key = (delivery.group_generation, delivery.partition)
+        next_ = self._ordered.setdefault(key, delivery.first)
         if delivery.first > next_ and any(
-            p == delivery.partition and next_ <= o < delivery.first for p, o in self.durable
+            p == delivery.partition and next_ <= o < delivery.first and a not in self.lost and not self._was_dropped(a)
+            for (p, o), a in self.durable.items()
         ):
             raise Violation(f"ordered: {delivery} came before {next_} was acked")
 
     def ordered_acked(self, delivery: Delivery) -> None:
-        next_, _ = self._ordered.get(delivery.partition, (0, 0))
-        self._ordered[delivery.partition] = (max(next_, delivery.last + 1), 0)
+        key = (delivery.group_generation, delivery.partition)
+        self._ordered[key] = max(self._ordered[key], delivery.last + 1)
 
     # --- the end
 
@@ -283,9 +310,8 @@ class Checks:
                     f"producer {producer.session} is stuck with {len(c.pending)} batches: accepted {c.connected}, "
                     f"sent {c.sent_bytes} of {c.granted_bytes} granted, wants {c._wanted}, to send {len(c.to_send)}"
                 )
-        for address in self.acked_:
-            if not self.safe(address):
-                return f"{address} at {self.places.get(address)} is acked, and neither stored nor dead"
+        for address in self._open():
+            return f"{address} at {self.places.get(address)} is acked, and neither stored nor dead"
         topic = world.broker.core.topics.get("t")
         if topic is None:
             return ""
@@ -303,3 +329,9 @@ class Checks:
         if pool.outstanding_bytes != ahead:
             return f"credit leaked: {pool.outstanding_bytes} out, {ahead} ahead"
         return ""
+
+
+def _is_past(group: Group, place: tuple[int, int]) -> bool:
+    """Whether the group will not be given this offset any more."""
+    gp = group.parts[place[0]]
+    return place[1] < gp.sealed_next and not any(r.first <= place[1] <= r.last for r in gp.outstanding.values())

@@ -167,9 +167,14 @@ class SimulatedDisk(Filesystem):
         """The next write to this file fails."""
         self.write_fails.add(self._names[path])
 
-    def flip_bit(self, path: str, position: int, bit: int = 0) -> None:
+    def platter(self, path: str) -> bytes:
+        """What a file holds durably."""
+        return bytes(self._names[path].platter)
+
+    def flip_bit(self, path: str, position: int, bit: int = 0, *, cached: bool = True) -> None:
+        """On the platter; in the cache too, or not, where the page is still in memory as it was written."""
         inode = self._names[path]
-        for content in (inode.cache, inode.platter):
+        for content in (inode.cache, inode.platter) if cached else (inode.platter,):
             if position < len(content):
                 content[position] ^= 1 << bit
 

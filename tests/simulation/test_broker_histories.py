@@ -17,6 +17,8 @@ from tests.simulation.world import World
 
 ONCE_BROKEN = [1, 5, 12, 13, 17, 100, 135, 207, 418, 432, 441, 1142, 1143, 1199, 2038, 5021]
 """What each found stands in the history of this repository."""
+ONCE_BROKEN_OPERATED = [26, 101, 204, 233, 338, 359]
+"""The same, since there are operators, rot and drop-oldest."""
 FRESH = int(os.environ.get("SEEDS", "0")) or 6
 FRESH_BUDGET_S = 20.0
 
@@ -32,7 +34,13 @@ def _quiet() -> object:
 @pytest.mark.parametrize("seed", ONCE_BROKEN)
 @pytest.mark.timeout(120)
 def test_a_history_that_once_broke_a_promise_keeps_them_all(seed: int) -> None:
-    World(seed).run(2500)
+    World(seed, operated=False).run(2500)
+
+
+@pytest.mark.parametrize("seed", ONCE_BROKEN_OPERATED)
+@pytest.mark.timeout(120)
+def test_a_history_with_an_operator_that_once_broke_a_promise_keeps_them_all(seed: int) -> None:
+    World(seed).run(5000)
 
 
 @pytest.mark.timeout(3600)

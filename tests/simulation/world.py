@@ -6,9 +6,8 @@ ends with the command that plays the same history again.
 
 from __future__ import annotations
 
-import errno
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from consumers.merge import Address
@@ -17,10 +16,9 @@ from tests.simulation.broker import BrokerProcess
 from tests.simulation.checks import Checks
 from tests.simulation.clockwork import Clockwork, Violation
 from tests.simulation.network import Frames, SimulatedLink, flip_payload
+from tests.simulation.operator import Operator
 from tests.simulation.store import Store
 from zmqbroker.core.config import BrokerConfig, TopicConfig
-
-_ = errno
 
 
 @dataclass
@@ -110,24 +108,40 @@ class Profile:
             },
         )
 
+    def operated(self, rng: random.Random) -> None:
+        """Add disks that rot and an operator at work; some topics drop their oldest records."""
+        for name, weight in {"rot": 2.0, "redrive": 1.0, "reset_group": 0.5}.items():
+            self.faults[name] = weight * rng.random()
+        if rng.random() < 0.2:
+            self.topic = replace(
+                self.topic, overflow="drop-oldest", disk_bytes_max=rng.choice([3, 8]) * self.topic.segment_bytes
+            )
+
 
 class World:
-    """See the module. ``draining``: faults and publishing have stopped, everything must come to rest."""
+    """See the module. ``draining``: faults and publishing have stopped, everything must come to rest.
 
-    def __init__(self, seed: int) -> None:
+    ``operated=False`` is the world of the early seeds, before there were operators and rot.
+    """
+
+    def __init__(self, seed: int, operated: bool = True) -> None:
         self.seed = seed
         self.clock = Clockwork(seed)
         self.profile = Profile.of(self.clock.rng)
+        if operated:
+            self.profile.operated(random.Random(f"operator {seed}"))
         self.draining = False
         self.queries = 0
         self.finished_connections: set[bytes] = set()
         self._wall_ms = 1_760_000_000_000
         self._connections = self._incarnations = self._sessions = self._names = 0
-        self._cures: set[Address] = set()
+        self.cured: set[Address] = set()
+        """Batches that the store takes now: somebody has changed what refused them."""
         self.store = Store(self)
         self.checks = Checks(self)
         self.broker = BrokerProcess(self)
         self.broker.start()
+        self.operator = Operator(self)
         self.producers: list[SimulatedProducer] = []
         self.collectors: list[SimulatedCollector] = []
         self.readers: list[OrderedReader] = []
@@ -169,7 +183,12 @@ class World:
         return (text * (size // len(text) + 1))[:size], 1 + (mix >> 8) % 20
 
     def is_poison(self, address: Address) -> bool:
-        return bool(self.profile.poison) and (address.session + address.seq * 7919) % self.profile.poison == 0
+        if not self.profile.poison or address in self.cured:
+            return False
+        return (address.session + address.seq * 7919) % self.profile.poison == 0
+
+    def cure(self, session: int, seq: int) -> None:
+        self.cured.add(Address(session, seq))
 
     def is_killer(self, address: Address) -> bool:
         return bool(self.profile.killer) and (address.session * 3 + address.seq * 104_729) % self.profile.killer == 1
@@ -324,6 +343,15 @@ class World:
             self.broker.kill(power=self.clock.rng.random() < 0.5)
             self._restart_broker_later()
 
+    def _rot(self) -> None:
+        self.operator.rot()
+
+    def _redrive(self) -> None:
+        self.operator.redrive()
+
+    def _reset_group(self) -> None:
+        self.operator.reset_group()
+
     def _tail(self) -> None:
         self.tails = [t for t in self.tails if not t.dead]
         if len(self.tails) < 3:
@@ -347,7 +375,6 @@ class World:
 
     def _drain(self) -> None:
         self.draining = True
-        self.profile.poison = self.profile.poison
         if not self.store.up:
             self.store.start()
         self.store.slow = False

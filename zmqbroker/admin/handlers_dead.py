@@ -32,7 +32,8 @@ class Letter(NamedTuple):
     payload: bytes
 
 
-def _letters(log: TopicLog, start: int = 0) -> Iterator[Letter]:
+def letters_of(log: TopicLog, start: int = 0) -> Iterator[Letter]:
+    """The dead letters that are still there, in order."""
     end = log.stats().synced_offsets[0]
     at = start
     while at < end:
@@ -63,7 +64,7 @@ def dlq_ls(admin: Admin) -> list[dict[str, Any]]:
     names = admin.core(lambda core: sorted(n for n in core.topics if n.endswith(SUFFIX)))
     found = []
     for name in names:
-        letters = list(_letters(admin.log(name)))
+        letters = list(letters_of(admin.log(name)))
         found.append(
             {
                 "topic": name.removesuffix(SUFFIX),
@@ -87,7 +88,7 @@ def dlq_peek(admin: Admin, topic: str, count: int, from_: str) -> list[dict[str,
     if from_ == "latest":
         start = max(0, start - count)
     found: list[dict[str, Any]] = []
-    for letter in _letters(log, start):
+    for letter in letters_of(log, start):
         if len(found) == count:
             break
         origin = letter.origin
@@ -111,7 +112,7 @@ def dlq_peek(admin: Admin, topic: str, count: int, from_: str) -> list[dict[str,
 def dlq_stats(admin: Admin, topic: str) -> list[dict[str, Any]]:
     letters: Counter[tuple[Any, Any]] = Counter()
     rows: Counter[tuple[Any, Any]] = Counter()
-    for letter in _letters(_log(admin, topic)):
+    for letter in letters_of(_log(admin, topic)):
         key = (letter.origin.get("group"), letter.origin.get("reason"))
         letters[key] += 1
         rows[key] += _rows(letter)
@@ -120,7 +121,7 @@ def dlq_stats(admin: Admin, topic: str) -> list[dict[str, Any]]:
 
 def dlq_drop(admin: Admin, topic: str, offset: int | None, dry_run: bool) -> dict[str, Any]:
     log = _log(admin, topic)
-    chosen = [x.offset for x in _letters(log, offset or 0) if offset is None or x.offset == offset]
+    chosen = [x.offset for x in letters_of(log, offset or 0) if offset is None or x.offset == offset]
     if offset is not None and not chosen:
         raise AdminError("not_found", f"there is no dead letter {offset}", f"`dlq peek {topic}`")
     if not dry_run:
@@ -161,7 +162,7 @@ def dlq_redrive(
     origin_topic = topic.removesuffix(SUFFIX)
     given: list[int] = []
     kept = Counter[str]()
-    for letter in list(_letters(log, offset or 0)):
+    for letter in list(letters_of(log, offset or 0)):
         if offset not in (None, letter.offset) or group not in (None, letter.origin.get("group")):
             continue
         problem = ""

@@ -21,7 +21,10 @@ from zmqbroker.errors import BrokerError, MessageTooLarge, Refused
 from zmqbroker.protocol import FATAL_FROM, HEADER, HEADER_BYTES, MAGIC, NO_PARTITION, VERSION, Code, Flag, Header, Type
 
 _ASK_AHEAD_BYTES: Final = 1 << 20
-"""How much credit is asked for beyond what was sent; a larger batch asks for itself."""
+"""How much credit is asked for beyond what was sent, at least; a larger batch asks for itself."""
+_ASK_AHEAD_S: Final = 0.05
+"""Who is served fast asks for as much as was acked in this time: the broker then has the next commit's batches while it
+syncs the last. Among many who share the pool that is little, and turns stay short."""
 _SEND_MESSAGES_MAX: Final = 256
 _INLINE: Final = protocol.INLINE_BYTES_MAX + protocol.HEADER_BYTES
 _HEARTBEAT_PENDING_S: Final = 1.0
@@ -84,6 +87,9 @@ class ProducerConversation:
         self.log: bytes | None = None
         self.moved_after_s = 0.0
         """How long after a log was last heard its batches may go to the present one (R30)."""
+        self._doubt_below = 0
+        """The log has lost records: a batch sent to it before (by an earlier run of us: with a seq below this) may have
+        been delivered all the same."""
         self._parted_s: dict[bytes, float] = {}
         self._held_back: deque[int] = deque()
         self._hold_until_s = 0.0
@@ -95,6 +101,9 @@ class ProducerConversation:
         self.on_acked: Callable[[int, int], None] | None = None
         """Called with (first seq, last seq) of what has become safe."""
         self._told_wanted = 0
+        self._ahead_bytes = _ASK_AHEAD_BYTES
+        self._paced_bytes = 0
+        self._paced_from_s = 0.0
         self._echo = 0
         """The clock of a collector that asked whether we hear it (R30)."""
         self._last_sent_s = 0.0
@@ -112,7 +121,9 @@ class ProducerConversation:
         """Take a batch; its seq is ``next_seq`` as it was."""
         seq = self.next_seq
         self.next_seq = seq + 1
-        self.pending[seq] = Pending(payload, rows, crc, key, partition, count)
+        self.pending[seq] = batch = Pending(payload, rows, crc, key, partition, count)
+        if self.resumed and seq < self._doubt_below:
+            batch.flags |= Flag.RESENT
         self.to_send.append(seq)
         size = len(payload) + HEADER_BYTES
         self.pending_bytes += size
@@ -152,7 +163,7 @@ class ProducerConversation:
         if not self.to_send:
             return self.sent_bytes
         first = len(self.pending[self.to_send[0]].payload) + HEADER_BYTES if self.to_send[0] in self.pending else 0
-        return self.sent_bytes + max(first, min(self.unsent_bytes, _ASK_AHEAD_BYTES))
+        return self.sent_bytes + max(first, min(self.unsent_bytes, self._ahead_bytes))
 
     def outgoing(self, now: float) -> list[list[bytes]]:
         if self.fatal is not None:
@@ -275,7 +286,9 @@ class ProducerConversation:
         if h.type == Type.ACK:
             if h.b > self.granted_bytes:
                 self.granted_bytes = h.b
+            pending_bytes = self.pending_bytes
             self._acked(protocol.unpack_ranges(frames[0], h.n) if frames else [])
+            self._pace(pending_bytes - self.pending_bytes, now)
         elif h.type == Type.HEARTBEAT:
             self.granted_bytes = max(self.granted_bytes, h.b)
             if h.c:
@@ -306,6 +319,12 @@ class ProducerConversation:
         options = protocol.unpack_options(frames[1]) if len(frames) > 1 else {}
         moved_after_s = options.get("moved_after_s", 0)
         self.moved_after_s = float(moved_after_s) if isinstance(moved_after_s, int | float) else 0.0
+        doubt_below = options.get("doubt_below", 0)
+        self._doubt_below = doubt_below if isinstance(doubt_below, int) else 0
+        if self._doubt_below:
+            for seq, batch in self.pending.items():
+                if batch.log == log or (self.resumed and seq < self._doubt_below):
+                    batch.flags |= Flag.RESENT
         self.opening.accept()
         self.message_bytes_max = h.d
         self.window_seqs = h.c
@@ -327,6 +346,14 @@ class ProducerConversation:
                     self.pending_bytes -= len(batch.payload) + HEADER_BYTES
             if self.on_acked is not None:
                 self.on_acked(first, last)
+
+    def _pace(self, acked_bytes: int, now: float) -> None:
+        """Learn from what is acked how much to ask for ahead."""
+        self._paced_bytes += acked_bytes
+        elapsed_s = now - self._paced_from_s
+        if elapsed_s >= _ASK_AHEAD_S:
+            self._ahead_bytes = max(_ASK_AHEAD_BYTES, int(self._paced_bytes * _ASK_AHEAD_S / elapsed_s))
+            self._paced_bytes, self._paced_from_s = 0, now
 
     def _refuse(self, h: Header, frames: list[bytes], now: float) -> None:
         """One batch was not taken. It settles nothing: it is sent again, or given up where trying cannot help."""

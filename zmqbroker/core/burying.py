@@ -96,7 +96,8 @@ class Burying:
         pending = self._pending.pop((read.topic, read.group, read.range_id), None)
         topic = s.topics.get(read.topic)
         group = topic.groups.get(read.group) if topic else None
-        if pending is None or topic is None or group is None or read.range_id not in group.ranges:
+        range_ = group.ranges.get(read.range_id) if group else None
+        if pending is None or topic is None or group is None or range_ is None:
             return
         dead, reason, rejected_rows = pending
         letters = s.topics[dead_letter_topic(read.topic)]
@@ -107,6 +108,7 @@ class Burying:
             session = s.sessions[session_id] = Session(session_id, letters.name)
         session.last_ms = s.steady_ms
         chosen = None if dead is None else set(dead)
+        missing = len(chosen) if chosen is not None else read.last - read.first + 1
         dead_rows = 0
         at = 0
         for offset, sid, seq, _, rows, time_ms, length in RECORD_STRUCT.iter_unpack(records):
@@ -114,6 +116,7 @@ class Burying:
             at += length
             if chosen is not None and offset not in chosen:
                 continue
+            missing -= 1
             dead_rows += rows
             # Offsets begin at 0, seqs at 1: seq 0 would lie below every floor.
             if session.knows(offset + 1):
@@ -144,6 +147,8 @@ class Burying:
             )
             letters.messages_total += 1
             s.counters.dead_records += 1
+        # What the disk no longer held; to that of a delivery, if only some of its records are dead.
+        range_.lost = missing if chosen is None else range_.lost + missing
         s.unmetered_bytes += len(payloads)
         # The settlement waits for this commit of the letters: after it the letters are durable.
         letters.commit.settles.append((topic.name, group.name, read.range_id, rejected_rows, dead_rows))

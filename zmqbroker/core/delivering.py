@@ -253,7 +253,7 @@ class Delivering:
         if not count:
             # Voids and gaps alone: there is nothing to give to anybody (R28).
             member.delivered -= 1
-            group.lost_messages += range_.last - range_.first + 1
+            range_.lost = range_.last - range_.first + 1
             self.settled(topic, group, range_, 0, 0)
             return
         s.counters.deliveries += 1
@@ -303,6 +303,9 @@ class Delivering:
             if range_.letter is not None:
                 records, payloads = _unwrap(records, payloads)
             count = len(records) // protocol.RECORD.itemsize
+            dropped = topic.partitions[range_.partition].first_offset > range_.first
+            if count and (dropped or topic.config.overflow == "drop-oldest"):
+                range_.lost = _first_offset(records) - range_.first  # its segment went while it waited
             if range_.holder.generation != read.generation:
                 self._return_credit(read)  # it came back in a new conversation, and claims what it never got
             self._send(topic, group, range_, range_.holder, records, payloads, count)
@@ -383,13 +386,18 @@ class Delivering:
         """The range is done."""
         s = self.s
         if group.config.durable:
-            topic.journal(SETTLED, group.name, range_.id, rejected_rows, dead_rows)
-        topic.count_settled(group, range_, rejected_rows, dead_rows)
+            topic.journal(SETTLED, group.name, range_.id, rejected_rows, dead_rows, range_.lost)
+        topic.count_settled(group, range_, rejected_rows, dead_rows, range_.lost)
         group.remove(range_)
         group.last_ack_s = s.now
         s.counters.settled += 1
         if range_.letter is not None and not dead_rows:
             self.burying.letter_done(topic, range_.letter)
+
+
+def _first_offset(records: bytes) -> int:
+    """Of packed records, of which there is one at least."""
+    return int(RECORD_STRUCT.unpack_from(records)[0])
 
 
 def _unwrap(records: bytes, payloads: bytes) -> tuple[bytes, bytes]:

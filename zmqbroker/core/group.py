@@ -47,6 +47,7 @@ class Range:
         "id",
         "last",
         "letter",
+        "lost",
         "maybe_repeat",
         "not_before_s",
         "parent",
@@ -80,6 +81,8 @@ class Range:
         """Given out once more on an operator's word: its token must not meet that of the first time (R27)."""
         self.letter: int | None = None
         """Offset of the dead letter that is redriven; None for what lies in the topic itself (R26)."""
+        self.lost = 0
+        """Offsets at its beginning that the disk no longer held when it was last read to be delivered (R28)."""
 
     def to_state(self) -> list[object]:
         """What a snapshot keeps."""
@@ -212,7 +215,13 @@ class Group:
             "paused": self.paused,
             "parts": [[p.sealed_next, p.rows_before, p.bytes_before, p.repeat_below] for p in self.parts],
             "ranges": [r.to_state() for r in self.ranges.values()],
-            "counters": [self.settled_rows, self.settled_messages, self.rejected_rows, self.dead_rows],
+            "counters": [
+                self.settled_rows,
+                self.settled_messages,
+                self.rejected_rows,
+                self.dead_rows,
+                self.lost_messages,
+            ],
         }
 
     @classmethod
@@ -220,7 +229,10 @@ class Group:
         parts = [GroupPartition(*p) for p in state["parts"]]
         group = cls(state["name"], GroupConfig.from_json(state["config"]), state["generation"], parts)
         group.paused = state.get("paused", False)
-        group.settled_rows, group.settled_messages, group.rejected_rows, group.dead_rows = state["counters"]
+        counters = [*state["counters"], 0]  # the fifth came later
+        group.settled_rows, group.settled_messages, group.rejected_rows, group.dead_rows, group.lost_messages = (
+            counters[:5]
+        )
         for r in state["ranges"]:
             range_ = Range(r[0], group.name, *r[1:6])
             range_.deliveries, range_.deaths, range_.failures, range_.parent, range_.letter = r[6:11]

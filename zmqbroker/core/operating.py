@@ -67,6 +67,7 @@ class Operating:
         fresh.paused, fresh.last_member_s = group.paused, self.s.now
         fresh.settled_rows, fresh.settled_messages = group.settled_rows, group.settled_messages
         fresh.rejected_rows, fresh.dead_rows = group.rejected_rows, group.dead_rows
+        fresh.lost_messages = group.lost_messages
         if any(member.holding for member in group.members.values()):
             # Other bounds than those that are being worked on: all must have heard first (R14).
             fresh.quiet_until_s = self.s.now + self.s.config.reconnect_grace_s
@@ -106,9 +107,10 @@ class Operating:
         """Deliver a dead letter of ``topic`` to its group alone, doubtful, under its old address; the range's id (R26).
 
         ``letter`` is its offset in the dead-letter topic, the rest is its origin. It stays there until it is stored.
-        None where it is being redriven already.
+        None where it is on its way already: redriven, or about to come once more because the group was reset.
         """
-        if any(r.letter == letter for r in group.ranges.values()):
+        gp = group.parts[partition]
+        if offset >= gp.sealed_next or any(r.first <= offset <= r.last for r in gp.outstanding.values()):
             return None
         range_ = topic.redriven(group, topic.next_range_id, partition, offset, rows, size, letter)
         if group.config.durable:

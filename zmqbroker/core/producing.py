@@ -102,12 +102,21 @@ class Producing:
                 d=s.config.message_bytes_max,
             ),
             topic.uuid,
-            protocol.pack_options(
-                {"topic": topic.name, "partitions": len(topic.partitions), "heartbeat_s": s.config.heartbeat_s}
-            ),
+            protocol.pack_options(self._welcome_options(topic, session)),
         )
         if topic.stopped:
             s.error(conn, generation, Code.TOPIC_STOPPED, f"topic {topic.name} is stopped: {topic.stopped}", session.id)
+
+    def _welcome_options(self, topic: Topic, session: Session) -> dict[str, object]:
+        options: dict[str, object] = {
+            "topic": topic.name,
+            "partitions": len(topic.partitions),
+            "heartbeat_s": self.s.config.heartbeat_s,
+        }
+        if topic.lost_at_start:
+            # The disk has lost records that may have been delivered: what is sent again instead of them is doubtful.
+            options["doubt_below"] = max(session.contig, max(session.above, default=0) + 1) + topic.lost_at_start
+        return options
 
     def publish(self, session: Session, h: tuple, frames: list[bytes]) -> None:
         """One PUBLISH of a welcomed session in the right generation. The hot path."""

@@ -26,7 +26,7 @@ DEAD_LETTERS: Final = ".dlq"
 
 # Journal entries: JSON arrays, the first element says which.
 SEAL: Final = "s"  # group, range id, partition, first, last, rows, bytes
-SETTLED: Final = "a"  # group, range id, rows rejected, rows dead
+SETTLED: Final = "a"  # group, range id, rows rejected, rows dead, offsets that were lost
 COUNTED: Final = "c"  # group, range id, deliveries, deaths, failures
 SPLIT: Final = "p"  # group, parent id, [[id, first, last, rows, bytes], ...]
 GROUP: Final = "g"  # the whole state of a group that was made or reset
@@ -94,6 +94,10 @@ class Topic:
         self.gaps: deque[tuple[int, int, int, str]] = deque(maxlen=1000)
         """The latest gaps: (partition, first, last, reason)."""
         self.lost_messages = 0
+        self.lost_at_start = 0
+        """Offsets in gaps when the log was opened: batches that its sessions no longer know of."""
+        self._certain: dict[str, list[int]] = {}
+        """While it is recovered: where each group last stood without the help of later entries, by partition."""
 
     @property
     def rows_total(self) -> int:
@@ -182,7 +186,7 @@ class Topic:
             for part, (next_offset, rows, size) in zip(self.partitions, state["partitions"], strict=False):
                 part.next_offset, part.rows_total, part.bytes_total = next_offset, rows, size
             for group_state in state["groups"]:
-                self.groups[group_state["name"]] = Group.from_state(group_state)
+                self._begin(Group.from_state(group_state))
             for session_state in state["sessions"]:
                 sessions[session_state[0]] = Session.restore(session_state, self.name)
             self.sealed_ever = state["sealed_ever"]
@@ -197,8 +201,11 @@ class Topic:
             sealed = max((g.parts[part.index].sealed_next for g in self.groups.values()), default=0)
             part.next_offset = max(part.next_offset, next_offset, sealed)
             part.durable_offset = part.base = part.next_offset
+        for part, first_offset in zip(self.partitions, recovered.first_offsets, strict=True):
+            part.first_offset = first_offset
         for gap in recovered.gaps:
             self._lost(*gap)
+            self.lost_at_start += gap.last - gap.first + 1
         for group in self.groups.values():
             group.last_member_s = now
             for range_ in list(group.ranges.values()):
@@ -207,18 +214,31 @@ class Topic:
             self._doubt_everything()
         return sessions
 
+    def _begin(self, group: Group) -> None:
+        """A group's whole state, in a snapshot or in an entry of its own: what stands there needs no other entry."""
+        self.groups[group.name] = group
+        self._certain[group.name] = [gp.floor for gp in group.parts]
+
     def _doubt_everything(self) -> None:
         """Seals and acks were lost with the journal: what was given out, under which bounds and ids, is not known.
 
-        So everything that is there counts as given out once (R13), and ids and tokens begin where none has been (R21).
+        So each group goes back to where it last stood for certain, everything that is there counts as given out once
+        (R13), and ids, generations and tokens begin where none has been (R21).
         """
         self.epoch += 1
         self.next_range_id += 1 << 32
         self.sealed_ever = [p.next_offset for p in self.partitions]
-        for group in self.groups.values():
-            for part, gp in zip(self.partitions, group.parts, strict=True):
-                gp.repeat_below = part.next_offset
         self.journal(EPOCH, self.epoch, self.next_range_id, self.sealed_ever)
+        for group in self.groups.values():
+            for range_ in list(group.ranges.values()):
+                group.remove(range_)
+            group.generation += 1 << 16
+            starts = self._certain[group.name]
+            group.parts = [
+                GroupPartition(max(at, part.first_offset), 0, 0, part.next_offset)
+                for part, at in zip(self.partitions, starts, strict=True)
+            ]
+            self.journal(GROUP, group.to_state())
 
     def _replay(self, partition: int, records: Any, sessions: dict[int, Session]) -> None:
         part = self.partitions[partition]
@@ -241,7 +261,7 @@ class Topic:
                 sessions[entry[1]].forget(entry[2])
             return
         if kind == GROUP:
-            self.groups[entry[1]["name"]] = Group.from_state(entry[1])
+            self._begin(Group.from_state(entry[1]))
             return
         if kind == EPOCH:
             _, self.epoch, self.next_range_id, self.sealed_ever = entry
@@ -267,7 +287,7 @@ class Topic:
         elif kind == SETTLED:
             range_ = group.ranges.get(entry[2])
             if range_ is not None:
-                self.count_settled(group, range_, entry[3], entry[4])
+                self.count_settled(group, range_, *entry[3:])
                 group.remove(range_)
         elif kind == COUNTED:
             range_ = group.ranges.get(entry[2])
@@ -307,11 +327,12 @@ class Topic:
         return range_
 
     @staticmethod
-    def count_settled(group: Group, range_: Range, rejected_rows: int, dead_rows: int) -> None:
+    def count_settled(group: Group, range_: Range, rejected_rows: int, dead_rows: int, lost: int = 0) -> None:
         group.settled_rows += range_.rows
         group.settled_messages += range_.last - range_.first + 1
         group.rejected_rows += rejected_rows
         group.dead_rows += dead_rows
+        group.lost_messages += lost
 
     def split(self, group: Group, parent: Range, children: list[list[int]]) -> list[Range]:
         """Replace a range by ranges within it; they are doubtful as the parent was (R14)."""

@@ -130,6 +130,8 @@ class Recovered(NamedTuple):
     """Every gap known, those found just now included."""
     torn_bytes: int = 0
     """Length of the unsynced tail that was cut."""
+    first_offsets: Sequence[int] = ()
+    """As :attr:`LogStats.first_offsets`."""
     journal_damaged: bool = False
     """Control records or a snapshot were lost: whatever may have been delivered is doubtful (R13)."""
 

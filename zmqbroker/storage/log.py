@@ -138,6 +138,7 @@ class DiskLog(TopicLog):
             found.clean,
             found.gaps,
             found.torn_bytes,
+            self.stats().first_offsets,
             found.journal_damaged,
         )
 

@@ -39,10 +39,19 @@ class ProducerBench:
         header = protocol.pack(type_, self.c.opening.generation if generation is None else generation, **fields)
         self.c.receive(protocol.unpack(header), list(frames), self.now)
 
-    def welcome(self, credit: int = 1 << 20, log: bytes = LOG_A, known: bool = False, **fields: int) -> None:
+    def welcome(
+        self, credit: int = 1 << 20, log: bytes = LOG_A, known: bool = False, options: dict | None = None, **fields: int
+    ) -> None:
         self.c.outgoing(self.now)
         fields = {"c": 1000, "d": 1 << 20, **fields}
-        self.tell(Type.WELCOME, log, b"{}", b=credit, flags=Flag.KNOWN if known else 0, **fields)
+        self.tell(
+            Type.WELCOME,
+            log,
+            protocol.pack_options(options or {}),
+            b=credit,
+            flags=Flag.KNOWN if known else 0,
+            **fields,
+        )
 
     def ack(self, *ranges: tuple[int, int], credit: int = 0, generation: int | None = None) -> None:
         self.tell(Type.ACK, protocol.pack_ranges(list(ranges)), b=credit, n=len(ranges), generation=generation)
@@ -167,6 +176,27 @@ def test_r07_with_failover_resend_they_go_elsewhere_and_stay_marked() -> None:
         bench.welcome(log=LOG_B)
         (publish,) = [h for h in bench.out() if h.type == Type.PUBLISH]
         assert publish.flags & Flag.RESENT
+
+
+def test_r13_what_a_log_may_have_lost_is_sent_again_as_a_possible_repeat() -> None:
+    """The disk under the broker lost a record that was delivered: its seq is not known there any more."""
+    bench = ProducerBench()
+    bench.welcome()
+    bench.add(b"one")
+    bench.out()
+    bench.reconnect()
+    bench.welcome(known=True, options={"doubt_below": 3})
+    bench.add(b"two")
+    again, fresh = [h for h in bench.out() if h.type == Type.PUBLISH]
+    assert again.flags & Flag.RESENT
+    assert not fresh.flags & Flag.RESENT
+
+    resumed = ProducerBench(first_seq=2, resumed=True)
+    resumed.welcome(known=True, options={"doubt_below": 3})
+    resumed.add(b"two", b"three")
+    first, second = [h for h in resumed.out() if h.type == Type.PUBLISH]
+    assert first.flags & Flag.RESENT
+    assert not second.flags & Flag.RESENT
 
 
 def test_r08_a_resumed_session_continues_where_it_ended() -> None:

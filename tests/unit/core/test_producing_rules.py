@@ -226,3 +226,17 @@ def test_r11_outstanding_credit_counts_as_used_disk() -> None:
     rig.hello(wanted=500_000)
     rig.turn((ev.DISK, "t", 600_000, [0], False, False))
     assert rig.topic.disk_full
+
+
+def test_r13_a_log_that_has_lost_records_tells_its_producers_what_to_doubt() -> None:
+    """A record that was delivered and then rotted is asked for again by a producer that missed its ack."""
+    rig = Rig()
+    rig.hello()
+    rig.publish(1, 2, payload=b"rotten")
+    rig.publish(3)
+    assert b"doubt_below" not in of(rig.hello(generation=2), Type.WELCOME)[0].frames[1]
+    path = rig.logs["t"].active_path
+    rig.disks["t"].flip_bit(path, rig.disks["t"].platter(path).index(b"rotten"))
+    rig.restart()
+    options = protocol.unpack_options(of(rig.hello(generation=3), Type.WELCOME)[0].frames[1])
+    assert options["doubt_below"] == 5  # 3 is known, and one record is lost
