@@ -143,6 +143,22 @@ def test_r06_no_more_is_sent_than_granted_and_more_is_asked_for() -> None:
     assert bench.published() == [2]
 
 
+def test_r06_who_is_served_fast_asks_further_ahead_than_who_is_not() -> None:
+    asked = []
+    for seconds_an_ack in (0.001, 1.0):
+        bench = ProducerBench()
+        bench.welcome(credit=1 << 30)
+        for seq in range(1, 101):
+            bench.add(bytes(100_000))
+            bench.published()
+            bench.now += seconds_an_ack
+            bench.ack((seq, seq))
+        bench.add(*[bytes(100_000)] * 100)
+        asked.append(bench.out()[0].d - bench.c.sent_bytes + bench.c.pending_bytes)
+    assert asked[0] > 4 << 20
+    assert asked[1] < 2 << 20
+
+
 def test_r06_grants_that_come_late_or_twice_change_nothing() -> None:
     bench = ProducerBench()
     bench.welcome(credit=1000)
