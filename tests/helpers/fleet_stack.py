@@ -184,8 +184,8 @@ class FleetStack:
                 created_ns=time.time_ns(),
             )
 
-        receipt = self._producer.publish(batch, int(mask.sum()), timeout=10)
-        assert receipt.wait(10), "the broker did not confirm"
+        receipt = self._producer.publish(batch, int(mask.sum()), timeout=60)
+        assert receipt.wait(60), "the broker did not confirm"
 
     def stop(self) -> None:
         if self._producer is not None:

@@ -27,7 +27,7 @@ FLAGS = [
 ]  # fmt: skip
 ARTIFACTS = ROOT / "artifacts" / "dashboard"
 AXE = ROOT / "tests" / "e2e" / "vendor" / "axe-core" / "axe.min.js"
-TIMEOUT_MS = 20_000
+TIMEOUT_MS = 30_000
 """Of everything that is waited for: the machine may be busy, and what is right stays right."""
 expect.set_options(timeout=TIMEOUT_MS)
 

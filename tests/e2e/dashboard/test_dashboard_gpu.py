@@ -48,16 +48,16 @@ def test_live_samples_move_the_charts_and_the_latest_values(go: Any, stack: Flee
     expect(page.locator(".live-button")).to_have_attribute("data-state", "live")
     power = page.locator(".kpi", has_text="Power usage").locator("dd")
     before = power.inner_text()
-    expect(power).not_to_have_text(before, use_inner_text=True, timeout=10_000)
+    expect(power).not_to_have_text(before, use_inner_text=True)
     rows = "() => document.querySelector('.charts canvas').toDataURL()"
-    page.wait_for_function(f"before => ({rows})() !== before", arg=page.evaluate(rows), timeout=10_000)
+    page.wait_for_function(f"before => ({rows})() !== before", arg=page.evaluate(rows))
 
 
 def test_dragging_over_a_chart_zooms_all_of_them_and_asks_for_finer_data(go: Any, stack: FleetStack) -> None:
     page = go(f"#/gpus/{gpu(stack)}?range=2d")
     expect(page.locator(f"{CHARTS} canvas")).to_have_count(len(METRICS))
     note = chart(page, "GPU utilisation").locator(".panel-note")
-    expect(note).to_contain_text("a point is")
+    expect(note).to_contain_text("per ")
     coarse = note.inner_text()
     box = chart(page, "GPU utilisation").locator(".u-over").bounding_box()
     assert box is not None

@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { catalogue } from "./catalogue.js";
-import { duration, metricTitle, quantity, short } from "./format.js";
+import { count, duration, metricTitle, quantity, short } from "./format.js";
 
 const PAGE = 1000;
 export const SEVERITIES = ["critical", "warning", "info"];
@@ -11,6 +11,11 @@ export const SEVERITIES = ["critical", "warning", "info"];
 export async function askAlerts(signal) {
   const body = await get("api/v1/alerts", { page_size: PAGE }, { signal });
   return { alerts: body.alerts, warnings: body.warnings ?? [], total: body.total ?? body.alerts.length };
+}
+
+/** How many fire, as people read it: "1,000+" where there are more than were asked for. */
+export function firingText({ alerts, total }) {
+  return count(firing(alerts).length) + (total > alerts.length ? "+" : "");
 }
 
 export const firing = (alerts) => alerts.filter((alert) => alert.state === "firing");

@@ -6,6 +6,11 @@ import { apiKey } from "./settings.js";
 const BASE = new URL(".", location.href.split("#")[0]);
 const TIMEOUT_MS = 30_000;
 
+let reached = true;
+
+/** Whether the last request was answered, whatever the answer was. */
+export const isReached = () => reached;
+
 /** What went wrong, in words for a person. `missing`: this API has no such endpoint (yet). */
 export class ApiError extends Error {
   constructor(status, message, { missing = false, requestId = "" } = {}) {
@@ -42,8 +47,10 @@ export async function request(path, { params, signal, timeout = TIMEOUT_MS, ...o
         signal: AbortSignal.any(limits),
         credentials: "same-origin",
       });
+      reached = true;
     } catch (error) {
       if (signal?.aborted) throw error;
+      reached = false;
       const late = error.name === "TimeoutError";
       throw new ApiError(0, late ? `No answer within ${timeout / 1000} s` : "The API cannot be reached");
     }

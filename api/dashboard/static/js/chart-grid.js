@@ -71,7 +71,7 @@ export class ChartGrid {
       ]);
       if (signal.aborted) return;
       this.data = new Map(this.gpus.map(({ id }, i) => [id, found[i]]));
-      const throttled = found.flatMap((byMetric) => throttleMarks(byMetric.get("DCGM_FI_DEV_CLOCK_THROTTLE_REASONS")?.column));
+      const throttled = found.flatMap((byMetric, i) => throttleMarks(byMetric.get("DCGM_FI_DEV_CLOCK_THROTTLE_REASONS")?.column, found.length > 1 ? this.gpus[i].label : ""));
       this.marks = [...events, ...throttled].sort((a, b) => a.t - b.t);
       this.onMarks(this.marks);
       this.#draw(range);
@@ -137,7 +137,7 @@ export class ChartGrid {
       frame.ready();
       entry.drawn = true;
       const { found } = lines[0];
-      frame.note(found.stepSeconds ? `${found.resolution === "raw" ? "" : `${found.resolution} rollup, `}a point is ${duration(found.stepSeconds)}` : "every sample");
+      frame.note(found.stepSeconds ? `per ${duration(found.stepSeconds)}` : "");
       chart.set(lines, [range.startMs / 1000, range.endMs / 1000], this.marks);
       this.#judge(frame, lines, range);
       frame.refreshTable();

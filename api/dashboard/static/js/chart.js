@@ -1,7 +1,7 @@
 // A line chart (uPlot) with min/max bands, a cursor shared with its neighbours, marks on the time line, zoom by
 // dragging or by keys, and a legend that says value and unit.
 
-import { fill, h, token } from "./dom.js";
+import { fill, h, rem, token } from "./dom.js";
 import { dateTime, isAmount, isUtc, quantity, short, unitName } from "./format.js";
 import { silentSince, summary } from "./series.js";
 import { onTheme } from "./settings.js";
@@ -9,6 +9,7 @@ import { onTheme } from "./settings.js";
 const uPlot = window.uPlot;
 const DASHES = [[], [6, 4], [2, 3], [10, 3, 2, 3]];
 const HEIGHT = 190;
+const MARK_PX = 9; // Marks that would touch are one.
 export const LINES_MAX = 8;
 
 /** "#rrggbb" with an alpha. */
@@ -113,30 +114,31 @@ export class Chart {
     const width = Math.floor(this.plotBox.clientWidth);
     if (!width || !this.lines.length) return;
     const units = [...new Set(this.lines.map((line) => line.unit))].slice(0, 2);
-    const look = { text: token("--muted"), grid: token("--line"), font: `11px ${token("--sans")}` };
-    const axis = { stroke: look.text, font: look.font, grid: { stroke: look.grid, width: 1 }, ticks: { stroke: look.grid, width: 1, size: 4 } };
+    this.scale = rem() / 16;
+    const look = { text: token("--muted"), grid: token("--line"), font: `${11 * this.scale}px ${token("--sans")}` };
+    const axis = { stroke: look.text, font: look.font, grid: { stroke: look.grid, width: 1 }, ticks: { stroke: look.grid, width: 1, size: 4 }, size: 46 * this.scale };
     const series = [{}];
     const bands = [];
     this.lines.forEach((line, i) => {
       const colour = token(`--s${(i % LINES_MAX) + 1}`);
       const scale = scaleName(line.unit);
-      series.push({ scale, stroke: colour, width: 1.75, dash: DASHES[i % DASHES.length], points: { show: line.column.t.length < 40, size: 4 } });
+      series.push({ scale, stroke: colour, width: 1.75, dash: DASHES[i % DASHES.length], points: { show: line.column.t.length < 40, size: 4, filter: lonely }, paths: isAmount(line.unit) ? undefined : STEPPED });
       series.push({ scale, stroke: faint(colour, 0), points: { show: false } }, { scale, stroke: faint(colour, 0), points: { show: false } });
       bands.push({ series: [3 * i + 3, 3 * i + 2], fill: faint(colour, 0.2) });
     });
     const options = {
-      width, height: this.height, series, bands,
+      width, height: this.height * this.scale, series, bands,
       padding: [8, units.length > 1 ? 0 : 8, 0, 0],
       legend: { show: false },
       tzDate: (seconds) => (isUtc() ? uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC") : new Date(seconds * 1000)),
       scales: { x: { time: true, range: () => this.range }, ...Object.fromEntries(units.map((unit) => [scaleName(unit), { range: () => { const b = this.#bounds(unit); return [b.min, b.max]; } }])) },
       axes: [
-        { ...axis, space: 70, values: TIME_AXIS },
+        { ...axis, space: 70 * this.scale, values: TIME_AXIS },
         ...units.map((unit, i) => ({
-          ...axis, scale: scaleName(unit), side: i ? 1 : 3, size: 52, grid: { ...axis.grid, show: !i },
+          ...axis, scale: scaleName(unit), side: i ? 1 : 3, size: 52 * this.scale, grid: { ...axis.grid, show: !i },
           values: (_, ticks) => ticks.map((value) => (unit === "MiB" ? short(value / 1024) : unit === "bitmask" ? `0x${Math.max(0, value).toString(16)}` : short(value))),
-          ...(unit === "MiB" ? { incrs: MIB_STEPS } : {}),
-          label: unit === "MiB" ? "GiB" : unitName(unit), labelFont: look.font, labelSize: unitName(unit) ? 16 : 0, labelGap: 0,
+          ...(unit === "MiB" ? { incrs: MIB_STEPS } : isAmount(unit) ? {} : { incrs: WHOLE_STEPS }),
+          label: unit === "MiB" ? "GiB" : unitName(unit), labelFont: look.font, labelSize: unitName(unit) ? 16 * this.scale : 0, labelGap: 0,
         })),
       ],
       cursor: {
@@ -156,7 +158,7 @@ export class Chart {
   #fit() {
     const width = Math.floor(this.plotBox.clientWidth);
     if (!this.plot) this.#build();
-    else if (width && width !== this.plot.width) this.plot.setSize({ width, height: this.height });
+    else if (width && width !== this.plot.width) this.plot.setSize({ width, height: this.height * this.scale });
   }
 
   #selected(u) {
@@ -195,7 +197,7 @@ export class Chart {
       if (time === null) {
         const s = summary(line.column);
         parts.push(h("span", {}, name, this.lines.length > 1 ? `${line.label} ` : "", h("b", {}, s ? quantity(s.last, line.unit) : "no data"),
-          s && this.lines.length <= 2 && isAmount(line.unit) ? ` · min ${quantity(s.low, line.unit)} · mean ${quantity(s.mean, line.unit)} · max ${quantity(s.high, line.unit)}` : ""));
+          ...(s && this.lines.length <= 2 && isAmount(line.unit) ? [["min", s.low], ["mean", s.mean], ["max", s.high]].flatMap(([what, value]) => [" ", h("span", { class: "extreme" }, `· ${what} ${quantity(value, line.unit)}`)]) : [])));
         return;
       }
       const [value, low, high] = [1, 2, 3].map((k) => data[3 * i + k]?.[at]);
@@ -229,9 +231,11 @@ export class Chart {
       ctx.stroke();
     }
     ctx.lineWidth = ratio;
+    const drawn = {};
     for (const { t, kind } of this.marks) {
       const x = Math.round(u.valToPos(t, "x", true));
-      if (x < left || x > left + width) continue;
+      if (x < left || x > left + width || x - drawn[kind] < MARK_PX * ratio) continue;
+      drawn[kind] = x;
       ctx.strokeStyle = ctx.fillStyle = token(kind === "xid" ? "--bad" : kind === "throttle" ? "--warn" : "--edge");
       ctx.setLineDash(kind === "xid" ? [] : [3 * ratio, 3 * ratio]);
       ctx.beginPath();
@@ -250,6 +254,29 @@ export class Chart {
     ctx.restore();
   }
 }
+
+/** Codes and bits stay what they are until they change. */
+const STEPPED = uPlot.paths.stepped({ align: 1 });
+
+/** Points with nothing beside them, which a line would not show. `undefined` is where only another line has a point. */
+function lonely(u, series, shown) {
+  if (shown) return null;
+  const values = u.data[series];
+  const found = [];
+  for (let i = 0, before = null; i < values.length; i += 1) {
+    if (values[i] === undefined) continue;
+    if (values[i] !== null && before === null) {
+      let after = i + 1;
+      while (after < values.length && values[after] === undefined) after += 1;
+      if (values[after] === null || after >= values.length) found.push(i);
+    }
+    before = values[i];
+  }
+  return found;
+}
+
+/** Steps of an axis of codes: whole numbers. */
+const WHOLE_STEPS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16_384];
 
 /** Steps of an axis in MiB that are round numbers in GiB. */
 const MIB_STEPS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, ...[1, 2, 5, 10, 20, 50, 100, 200, 500, 1000].map((gib) => gib * 1024)];

@@ -59,6 +59,9 @@ export function icon(name) {
 /** Read a colour or length of the theme in force. */
 export const token = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
+/** Pixels of the type's unit, which grows on walls; canvases scale by it. */
+export const rem = () => parseFloat(getComputedStyle(document.documentElement).fontSize);
+
 /** Tell something to everyone, screen readers included; it goes away by itself. */
 export function notify(text, kind = "info") {
   const notice = h("div", { class: `notice ${kind}` }, icon(kind === "info" ? "info" : "alert"), h("span", {}, text));

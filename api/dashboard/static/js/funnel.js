@@ -7,11 +7,11 @@ const STEPS = [
   ["Total", "gpus", "ever seen"],
   ["Reporting", "reporting", "seen within a minute"],
   ["Allocated", "allocated", "reporting and held by a pod or job"],
-  ["Active", "working", "allocated and working: engine or utilisation above 5 %"],
+  ["Active", "last", "allocated and working: above 5\u00a0%"],
 ];
 
-/** `totals` of the fleet with `working`: a funnel only narrows, so of those allocated, unless no GPU tells who holds it. */
-const narrowed = (totals) => ({ ...totals, working: totals.allocated ? totals.active : totals.working });
+/** `totals` of the fleet with the last step: of those allocated, unless no GPU tells who holds it. */
+const narrowed = (totals) => ({ ...totals, last: totals.allocated ? totals.active : totals.working });
 
 export function funnel() {
   const lines = STEPS.map(([label, , meaning]) => {

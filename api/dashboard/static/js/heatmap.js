@@ -4,36 +4,62 @@
 // by colour, with the pointer or with the arrow keys. What is shown is never told by colour alone: stale GPUs are
 // hatched, GPUs without a value are hollow, and the same data is a table on request.
 
-import { h, token } from "./dom.js";
+import { h, rem, token } from "./dom.js";
 import { quantity } from "./format.js";
 import { ramp, step } from "./ramp.js";
 
-const CELL_MAX = 72;
+const CELL_MAX = 96;
 const CELL_MIN = 4;
 const CELL_WITH_TEXT = 26;
+const CELL_WITH_EDGE = 12;
 const LABEL_PX = 15;
 const ROW_OF_GPUS_MAX = 8;
 const RULER_PX = 118;
 
-/** Where everything goes: the largest cell with which all hosts fit into `width` x `heightMax`. */
-export function arrange(hosts, width, heightMax) {
+/**
+ * Where everything goes: as many columns of hosts as make the cells largest, spread over the whole `width`.
+ *
+ * `heightMax` is kept unless cells would be too small to see. `scale` is that of the type, for walls.
+ */
+export function arrange(hosts, width, heightMax, scale = 1) {
   const most = hosts.reduce((n, host) => Math.max(n, host.gpus.length), 1);
   const across = Math.min(most, ROW_OF_GPUS_MAX);
   const down = Math.ceil(most / across);
-  for (let cell = CELL_MAX; ; cell -= 1) {
-    const gap = cell >= 14 ? 2 : 1;
-    const pitch = cell + gap;
-    const label = cell >= 9 && across * pitch >= 64 ? LABEL_PX : 0;
-    const ruler = !label && width >= 640 ? RULER_PX : 0;
-    const between = Math.max(4, Math.round(cell / 2.5));
-    const blockWidth = across * pitch + between;
-    const blockHeight = label + down * pitch + (label ? between / 2 : gap);
-    const columns = Math.max(1, Math.floor((width - ruler + between) / blockWidth));
-    const height = Math.ceil(hosts.length / columns) * blockHeight;
-    if (height <= heightMax || cell === CELL_MIN) {
-      return { cell, pitch, label, ruler, across, columns, blockWidth, blockHeight, height: Math.ceil(height) };
-    }
+  let best = null;
+  for (let columns = 1; columns <= Math.max(1, hosts.length); columns += 1) {
+    const found = layOut(hosts.length, columns, across, down, width, heightMax, scale);
+    if (found.cellWidth < CELL_MIN && best) break;
+    if (!best || found.score > best.score) best = found;
   }
+  return best;
+}
+
+/** The same for so many `columns`; `score` is the cell's size where all fits, else by how much it does not. */
+function layOut(hosts, columns, across, down, width, heightMax, scale) {
+  const rows = Math.ceil(hosts / columns);
+  const labelled = (width / columns) * 0.9 >= 64 * scale && heightMax / rows >= (LABEL_PX + 10) * scale;
+  const label = labelled ? LABEL_PX * scale : 0;
+  const ruler = !labelled && width >= 640 ? RULER_PX * scale : 0;
+  const room = width - ruler;
+  const pitchMax = CELL_MAX * scale + 2;
+  // Between two hosts lies less than half a cell, at least four pixels.
+  const widest = Math.min(room / (columns * (across + 0.4) - 0.4), (room - 4 * (columns - 1)) / (columns * across));
+  const pitchX = Math.floor(Math.min(widest, 2 * pitchMax));
+  const above = labelled ? Math.max(4, Math.round(pitchX / 5)) : 1;
+  const fitting = Math.floor((heightMax / rows - label - above) / down);
+  const pitchY = Math.max(CELL_MIN + 1, Math.min(fitting, pitchX, pitchMax));
+  const gap = Math.min(pitchX, pitchY) >= 14 ? 2 : 1;
+  // What is left over goes between the hosts, unless that would tear them apart.
+  const between = columns > 1 ? Math.min((room - columns * across * pitchX) / (columns - 1), pitchX) : 0;
+  const blockHeight = label + down * pitchY + above;
+  const height = Math.ceil(rows * blockHeight);
+  const size = Math.min(pitchX, pitchY);
+  return {
+    columns, across, label, ruler, pitchX, pitchY, cellWidth: pitchX - gap, cellHeight: pitchY - gap,
+    blockWidth: across * pitchX + between, blockHeight, height, scale,
+    // Of layouts with cells of the same size the widest is the easiest to read.
+    score: height <= heightMax ? size + columns * pitchX * across / width / 2 : -height,
+  };
 }
 
 export class Heatmap {
@@ -48,7 +74,7 @@ export class Heatmap {
     this.shown = false;
     this.matches = null;
     this.scale = { low: 0, high: 1, unit: "", ramp: "viridis" };
-    this.heightMax = 600;
+    this.heightMax = () => 600;
     this.canvas = h("canvas", { class: "heat-canvas", role: "img", "aria-label": "Heatmap of all GPUs" });
     this.tip = h("div", { class: "tip", hidden: true });
     this.says = h("div", { class: "hidden", "aria-live": "polite" });
@@ -112,15 +138,15 @@ export class Heatmap {
   #arrange() {
     this.width = this.element.clientWidth;
     if (!this.width) return;
-    this.layout = arrange(this.hosts, this.width, this.heightMax);
+    this.layout = arrange(this.hosts, this.width, this.heightMax(), rem() / 16);
     this.draw(true);
   }
 
   #origin(cell) {
-    const { label, ruler, pitch, across, columns, blockWidth, blockHeight } = this.layout;
+    const { label, ruler, pitchX, pitchY, across, columns, blockWidth, blockHeight } = this.layout;
     return [
-      ruler + (cell.hostNumber % columns) * blockWidth + (cell.place % across) * pitch,
-      Math.floor(cell.hostNumber / columns) * blockHeight + label + Math.floor(cell.place / across) * pitch,
+      Math.round(ruler + (cell.hostNumber % columns) * blockWidth) + (cell.place % across) * pitchX,
+      Math.round(Math.floor(cell.hostNumber / columns) * blockHeight + label) + Math.floor(cell.place / across) * pitchY,
     ];
   }
 
@@ -139,10 +165,11 @@ export class Heatmap {
     const look = { text: token("--text"), muted: token("--muted"), edge: token("--edge"), sans: token("--sans") };
     this.#drawLabels(g, look);
     const { colours, darkText } = ramp(scale.ramp);
-    const { cell: size } = layout;
+    const { cellWidth: w, cellHeight: t } = layout;
+    const size = Math.min(w, t);
     g.textAlign = "center";
     g.textBaseline = "middle";
-    g.font = `600 ${Math.min(20, Math.round(size * 0.36))}px ${look.sans}`;
+    g.font = `600 ${Math.min(20 * layout.scale, Math.round(size * 0.38))}px ${look.sans}`;
     g.lineWidth = 1;
     for (const cell of this.cells) {
       const [x, y] = this.#origin(cell);
@@ -150,26 +177,26 @@ export class Heatmap {
       g.globalAlpha = this.matches && !this.matches.has(cell.gpu.id) ? 0.12 : 1;
       if (value === null || value === undefined || status === "lost") {
         g.strokeStyle = look.edge;
-        g.strokeRect(x + 0.5, y + 0.5, size - 1, size - 1);
+        g.strokeRect(x + 0.5, y + 0.5, w - 1, t - 1);
         if (size >= 10) {
           g.beginPath();
-          g.moveTo(x + size * 0.3, y + size * 0.7);
-          g.lineTo(x + size * 0.7, y + size * 0.3);
+          g.moveTo(x + (w - size * 0.4) / 2, y + (t + size * 0.4) / 2);
+          g.lineTo(x + (w + size * 0.4) / 2, y + (t - size * 0.4) / 2);
           g.stroke();
         }
         continue;
       }
       const at = step(value, scale.low, scale.high);
       g.fillStyle = colours[at];
-      g.fillRect(x, y, size, size);
-      if (size >= 7) {
+      g.fillRect(x, y, w, t);
+      if (size >= CELL_WITH_EDGE) {
         g.strokeStyle = look.edge;
-        g.strokeRect(x + 0.5, y + 0.5, size - 1, size - 1);
+        g.strokeRect(x + 0.5, y + 0.5, w - 1, t - 1);
       }
-      if (status === "stale") this.#hatch(g, x, y, size, darkText[at]);
+      if (status === "stale") this.#hatch(g, x, y, w, t, darkText[at]);
       if (size >= CELL_WITH_TEXT) {
         g.fillStyle = darkText[at] ? "#000" : "#fff";
-        g.fillText(brief(value, scale.unit), x + size / 2, y + size / 2 + 0.5, size - 4);
+        g.fillText(brief(value, scale.unit), x + w / 2, y + t / 2 + 0.5, w - 4);
       }
     }
     g.globalAlpha = 1;
@@ -177,40 +204,42 @@ export class Heatmap {
     this.canvas.setAttribute("aria-label", this.summary?.() ?? "Heatmap of all GPUs");
   }
 
-  #hatch(g, x, y, size, dark) {
+  /** Lines from below to above; where there is room for one only, the diagonal. */
+  #hatch(g, x, y, w, t, dark) {
     g.save();
     g.beginPath();
-    g.rect(x, y, size, size);
+    g.rect(x, y, w, t);
     g.clip();
     g.strokeStyle = dark ? "rgb(0 0 0 / 75%)" : "rgb(255 255 255 / 80%)";
     g.beginPath();
-    for (let d = -size; d < size; d += Math.max(3, size / 4)) {
-      g.moveTo(x + d, y + size);
-      g.lineTo(x + d + size, y);
+    const apart = t >= 10 ? Math.max(5, t / 5) : t;
+    for (let d = t < 10 ? 0 : apart / 2 - t; d < w; d += apart) {
+      g.moveTo(x + d, y + t);
+      g.lineTo(x + d + t, y);
     }
     g.stroke();
     g.restore();
   }
 
   #drawLabels(g, look) {
-    const { label, ruler, columns, blockWidth, blockHeight, pitch, across } = this.layout;
+    const { label, ruler, columns, blockWidth, blockHeight, pitchX, pitchY, across, scale } = this.layout;
     g.textAlign = "left";
     g.textBaseline = "alphabetic";
     g.fillStyle = look.muted;
-    g.font = `11px ${look.sans}`;
+    g.font = `${11 * scale}px ${look.sans}`;
     if (label) {
       this.hosts.forEach((host, i) => {
-        const text = fit(g, host.hostname || "(no host)", across * pitch);
-        g.fillText(text, (i % columns) * blockWidth, Math.floor(i / columns) * blockHeight + label - 4);
+        const text = fit(g, host.hostname || "(no host)", across * pitchX);
+        g.fillText(text, (i % columns) * blockWidth, Math.floor(i / columns) * blockHeight + label - 4 * scale);
       });
     } else if (ruler) {
       // Like the ticks of a ruler: the first host of every row that has room for its name.
       let free = 0;
       for (let row = 0; row * columns < this.hosts.length; row += 1) {
         const y = row * blockHeight;
-        if (y < free) continue;
-        g.fillText(fit(g, this.hosts[row * columns].hostname, ruler - 10), 0, y + Math.max(9, pitch - 1));
-        free = y + 14;
+        if (y < free || y + 12 * scale > this.layout.height) continue;
+        g.fillText(fit(g, this.hosts[row * columns].hostname, ruler - 10), 0, y + Math.max(9 * scale, pitchY - 1));
+        free = y + 14 * scale;
       }
     }
   }
@@ -219,16 +248,16 @@ export class Heatmap {
     const cell = this.cells[this.cursor];
     if (!cell || !this.shown) return;
     const [x, y] = this.#origin(cell);
-    const { cell: size } = this.layout;
+    const { cellWidth: w, cellHeight: t } = this.layout;
     g.lineWidth = 2;
     g.strokeStyle = token("--panel");
-    g.strokeRect(x - 1, y - 1, size + 2, size + 2);
+    g.strokeRect(x - 1, y - 1, w + 2, t + 2);
     g.strokeStyle = token("--text");
-    g.strokeRect(x - 3, y - 3, size + 6, size + 6);
+    g.strokeRect(x - 3, y - 3, w + 6, t + 6);
   }
 
   #at(event) {
-    const { ruler, label, pitch, across, columns, blockWidth, blockHeight } = this.layout;
+    const { ruler, label, pitchX, pitchY, across, columns, blockWidth, blockHeight } = this.layout;
     const box = this.canvas.getBoundingClientRect();
     const [x, y] = [event.clientX - box.left - ruler, event.clientY - box.top];
     const column = Math.floor(x / blockWidth);
@@ -238,8 +267,9 @@ export class Heatmap {
     if (!host) return {};
     const within = y - row * blockHeight - label;
     if (within < 0) return { host };
-    const place = Math.floor(within / pitch) * across + Math.floor((x - column * blockWidth) / pitch);
-    if (Math.floor((x - column * blockWidth) / pitch) >= across || !host.gpus[place]) return {};
+    const inRow = Math.floor((x - column * blockWidth) / pitchX);
+    const place = Math.floor(within / pitchY) * across + inRow;
+    if (inRow >= across || !host.gpus[place]) return {};
     return { host, number: this.index.get(host.gpus[place].id) };
   }
 
@@ -300,7 +330,7 @@ export class Heatmap {
     this.draw();
     const { gpu, host } = cell;
     const held = gpu.pod ? `${gpu.namespace ? `${gpu.namespace}/` : ""}${gpu.pod}` : "";
-    const value = gpu.value === null || gpu.value === undefined ? "no value within the hour" : quantity(gpu.value, this.scale.unit);
+    const value = gpu.value === null || gpu.value === undefined ? "no value of the last 5 minutes" : quantity(gpu.value, this.scale.unit);
     this.tip.replaceChildren(
       h("strong", {}, value),
       h("span", {}, `${host.hostname || "no host"} · GPU ${gpu.gpu_index ?? ""}`),
@@ -312,7 +342,7 @@ export class Heatmap {
     const [x, y] = this.#origin(cell);
     const left = Math.max(0, Math.min(x, this.width - this.tip.offsetWidth));
     const above = y - this.tip.offsetHeight - 10;
-    this.tip.style.setProperty("transform", `translate(${left}px, ${above > -60 ? above : y + this.layout.cell + 10}px)`);
+    this.tip.style.setProperty("transform", `translate(${left}px, ${above > -60 ? above : y + this.layout.cellHeight + 10}px)`);
     if (aloud) this.says.textContent = `${host.hostname}, GPU ${gpu.gpu_index}: ${value}, ${gpu.status}${held ? `, held by ${held}` : ""}`;
   }
 }

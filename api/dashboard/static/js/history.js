@@ -40,7 +40,7 @@ export async function history(gpuId, metrics, { startMs, endMs }, { maxPoints, s
       const { unit, factor } = drawing(metric);
       const points = factor === 1 ? series.points : series.points.map((p) => ({ timestamp: p.timestamp, value: scaled(p.value, factor), min: scaled(p.min, factor), max: scaled(p.max, factor) }));
       // The extremes of a counter are its readings, not its rates.
-      const drawn = agg === "rate" ? wholeRates(points, body.step_seconds) : isAmount(metric.unit) ? points : highest(points);
+      const drawn = agg === "rate" ? points.map(({ timestamp, value }) => ({ timestamp, value })) : isAmount(metric.unit) ? points : highest(points);
       found.set(metric.name, { column: columns(drawn, body.step_seconds), unit, resolution: body.resolution, stepSeconds: body.step_seconds });
     }
   }));
@@ -49,11 +49,6 @@ export async function history(gpuId, metrics, { startMs, endMs }, { maxPoints, s
 
 /** Codes and bits have no mean: of a step, its highest. */
 const highest = (points) => points.map((p) => ({ timestamp: p.timestamp, value: p.max ?? p.value }));
-
-/** Rates without their first step, which has nothing to rise from, and without a last one that is not over yet. */
-function wholeRates(points, stepSeconds) {
-  return points.filter((p, i) => i && parseTime(p.timestamp) + stepSeconds * 1000 <= Date.now()).map((p) => ({ timestamp: p.timestamp, value: p.value }));
-}
 
 const scaled = (value, factor) => (value === null || value === undefined ? value : value * factor);
 
@@ -77,13 +72,13 @@ const THROTTLED = { 8: "hardware slowdown", 32: "software thermal", 64: "hardwar
 const THROTTLE_MARKS_MAX = 100;
 
 /** Marks where clocks began to be held down by heat or hardware; being idle or at the power cap is no event. */
-export function throttleMarks(column) {
+export function throttleMarks(column, label = "") {
   const found = [];
   let before = 0;
   column?.v.forEach((value, i) => {
     const bits = value === null ? 0 : Math.round(value) & 0xe8;
     const risen = bits & ~before;
-    if (risen) found.push({ t: column.t[i], kind: "throttle", text: `throttled: ${Object.entries(THROTTLED).filter(([bit]) => risen & bit).map(([, name]) => name).join(", ")}` });
+    if (risen) found.push({ t: column.t[i], kind: "throttle", text: `${label}${label && " "}throttled: ${Object.entries(THROTTLED).filter(([bit]) => risen & bit).map(([, name]) => name).join(", ")}` });
     before = bits;
   });
   return found.slice(-THROTTLE_MARKS_MAX);

@@ -3,7 +3,7 @@
 // Read with fetch instead of EventSource: EventSource cannot send a key in a header, and a key in an address ends in
 // the logs of every proxy on the way.
 
-import { request } from "./api.js";
+import { isReached, request } from "./api.js";
 import { param } from "./state.js";
 
 const RETRY_MS_MAX = 30_000;
@@ -18,6 +18,7 @@ export const isPaused = () => param("live") === "off";
 /** "live", "connecting", "polling" or "paused": of all streams of this page together. */
 export function liveState() {
   if (isPaused()) return "paused";
+  if (!streams.size) return isReached() ? "live" : "connecting"; // A view without streams asks by itself all the time.
   const states = new Set([...streams].map((stream) => stream.state));
   for (const state of ["live", "connecting", "polling"]) if (states.has(state)) return state;
   return "polling";
@@ -133,7 +134,10 @@ export function every(ms, work) {
   let stopped = false;
   let timer = 0;
   const turn = async () => {
-    if (!document.hidden && !isPaused()) await Promise.resolve(work()).catch(() => {});
+    if (!document.hidden && !isPaused()) {
+      await Promise.resolve(work()).catch(() => {});
+      if (!streams.size) tellLiveState();
+    }
     if (!stopped) timer = setTimeout(turn, ms);
   };
   timer = setTimeout(turn, ms);

@@ -7,11 +7,13 @@ import { alertsView } from "./views/alerts.js";
 import { fleetView } from "./views/fleet.js";
 import { gpuView } from "./views/gpu.js";
 import { hostView } from "./views/host.js";
+import { jobView } from "./views/job.js";
+import { jobsView } from "./views/jobs.js";
 import { pipelineView } from "./views/pipeline.js";
 import { uploadView } from "./views/upload.js";
 
 /** Each gets (main, id) and returns {title, update(), close()}: `update` when parameters change. */
-const VIEWS = { fleet: fleetView, gpus: gpuView, hosts: hostView, pipeline: pipelineView, alerts: alertsView, upload: uploadView };
+const VIEWS = { fleet: fleetView, gpus: gpuView, hosts: hostView, jobs: (element, id) => (id ? jobView(element, id) : jobsView(element)), pipeline: pipelineView, alerts: alertsView, upload: uploadView };
 
 const main = document.getElementById("main");
 let open = null;

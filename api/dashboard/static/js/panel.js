@@ -40,7 +40,7 @@ export function panel({ title, className = "", level = 2, rows, canvas, table, t
     );
   }
   const element = h("section", { class: `panel ${className}`, "aria-labelledby": id },
-    h("header", { class: "panel-head" }, heading, note, badge, h("div", { class: "tools" }, buttons)), body, tableBox, state);
+    h("header", { class: "panel-head" }, h("div", { class: "panel-title" }, heading, note, badge), h("div", { class: "tools" }, buttons)), body, tableBox, state);
 
   const self = {
     element, body, heading,

@@ -1,16 +1,21 @@
 // Rates from counters that are looked at now and again.
 
-/** Feed it (name, value, ms); it answers the increase a second since it was fed last, or null the first time. */
+/** A rate is that of the last ten seconds: the counters themselves are counted by the second, and arrive in batches. */
+const WINDOW_MS = 10_000;
+
+/** Feed it (name, value, ms); it answers the increase a second over the last seconds, or null the first time. */
 export class Rates {
-  #last = new Map();
+  #seen = new Map();
 
   of(name, value, ms) {
-    const before = this.#last.get(name);
     if (!Number.isFinite(value)) return null;
-    if (before && ms - before.ms < 500) return before.rate;
-    // A counter that fell was restarted with its process: no rate this once.
-    const rate = before && value >= before.value ? ((value - before.value) * 1000) / (ms - before.ms) : null;
-    this.#last.set(name, { value, ms, rate });
-    return rate;
+    const seen = this.#seen.get(name) ?? [];
+    // A counter that fell was restarted with its process: it begins anew.
+    if (seen.length && value < seen.at(-1).value) seen.length = 0;
+    seen.push({ value, ms });
+    while (seen.length > 2 && seen[1].ms <= ms - WINDOW_MS) seen.shift();
+    this.#seen.set(name, seen);
+    const [first] = seen;
+    return ms - first.ms >= 500 ? ((value - first.value) * 1000) / (ms - first.ms) : null;
   }
 }

@@ -2,13 +2,20 @@
 
 import { parseTime } from "./format.js";
 
-/** Columns of the API's points, at least one sample apart; gaps become nulls. `stepSeconds` 0 = single samples. */
+const GAP_STEPS = 3.5;
+
+/**
+ * Columns of the API's points, at least one sample apart; gaps become nulls. `stepSeconds` 0 = single samples.
+ *
+ * A gap is judged by its neighbours, too: a GPU that was sampled every five seconds before it was every second has none.
+ */
 export function columns(points, stepSeconds) {
   const t = points.map((point) => parseTime(point.timestamp) / 1000);
-  const gap = 3.5 * (stepSeconds || usualStep(t));
+  const gap = GAP_STEPS * (stepSeconds || usualStep(t));
   const out = { t: [], v: [], low: [], high: [], gap };
+  const distance = (i) => (i > 0 && i < t.length ? t[i] - t[i - 1] : 0);
   points.forEach((point, i) => {
-    if (i && t[i] - t[i - 1] > gap) push(out, (t[i] + t[i - 1]) / 2, null, null, null);
+    if (distance(i) > Math.max(gap, GAP_STEPS * distance(i - 1), GAP_STEPS * distance(i + 1))) push(out, (t[i] + t[i - 1]) / 2, null, null, null);
     push(out, t[i], point.value, point.min ?? point.value, point.max ?? point.value);
   });
   return out;
@@ -33,7 +40,8 @@ export function usualStep(t) {
 export function append(column, t, v) {
   const last = column.t.at(-1) ?? -Infinity;
   if (t <= last) return false;
-  if (t - last > column.gap && Number.isFinite(last)) push(column, (t + last) / 2, null, null, null);
+  const before = column.t.length > 1 ? last - column.t.at(-2) : 0;
+  if (Number.isFinite(last) && t - last > Math.max(column.gap, GAP_STEPS * before)) push(column, (t + last) / 2, null, null, null);
   push(column, t, v, v, v);
   return true;
 }

@@ -1,6 +1,6 @@
 // The bar on top: where one is, the range of time, live or paused, zone and theme.
 
-import { askAlerts, firing } from "./alerts.js";
+import { askAlerts, firing, firingText } from "./alerts.js";
 import { fill, h, icon } from "./dom.js";
 import { isUtc } from "./format.js";
 import { every, isPaused, liveState, onLiveState, tellLiveState } from "./live.js";
@@ -8,8 +8,10 @@ import { setTheme, theme } from "./settings.js";
 import { current, link, onChange, setParams } from "./state.js";
 import { fixedParams, RELATIVE, timeRange } from "./timerange.js";
 
-const VIEWS = [["fleet", "Fleet"], ["pipeline", "Pipeline"], ["alerts", "Alerts"], ["upload", "Upload"]];
+const VIEWS = [["fleet", "Fleet"], ["jobs", "Jobs"], ["pipeline", "Pipeline"], ["alerts", "Alerts"], ["upload", "Upload"]];
 const PART_OF = { gpus: "fleet", hosts: "fleet" };
+/** Views that show a range of time, rather than now: those of one thing or a few. */
+const hasRange = ({ view, id }) => Boolean(id) && ["gpus", "hosts", "jobs"].includes(view);
 const LIVE_WORDS = { live: "Live", connecting: "Connecting", polling: "Polling", paused: "Paused" };
 
 /** Fill the bar; it keeps itself up to date. */
@@ -36,6 +38,7 @@ export function buildShell(bar) {
 
   function update() {
     const { view } = current();
+    range.element.hidden = !hasRange(current());
     anchors.forEach((a, i) => {
       a.href = link(VIEWS[i][0]);
       if (VIEWS[i][0] === (PART_OF[view] ?? view)) a.setAttribute("aria-current", "page");
@@ -58,9 +61,9 @@ export function buildShell(bar) {
   tellLiveState(liveState());
 
   const countAlerts = async () => {
-    const found = firing((await askAlerts()).alerts).length;
-    alertCount.hidden = !found;
-    fill(alertCount, String(found), h("span", { class: "hidden" }, " firing"));
+    const found = await askAlerts();
+    alertCount.hidden = !firing(found.alerts).length;
+    fill(alertCount, firingText(found), h("span", { class: "hidden" }, " firing"));
   };
   countAlerts().catch(() => {});
   every(15_000, countAlerts);

@@ -62,7 +62,7 @@ export function alertsView(main) {
         h("span", { class: `badge ${group.state === "firing" ? kind : ""}` }, icon(kind ? "alert" : "info"), group.severity), h("h2", {}, group.rule),
         many > 1 ? h("span", { class: "badge" }, `${count(many)} times`) : null, group.state === "silenced" ? h("span", { class: "badge" }, "silenced") : null),
       h("p", {}, group.summary, group.action ? [" ", h("strong", {}, "Do: "), group.action] : null),
-      h("div", { class: "table-wrap" }, h("table", { class: "table" }, h("caption", { class: "hidden" }, `${group.rule}: what it fires for`), h("thead", { class: "hidden" }, h("tr", {}, ["About", "Evidence", "For how long", "Silence"].map((label) => h("th", { scope: "col" }, label)))), h("tbody", {}, rows))),
+      h("ul", { class: "subjects", "aria-label": `${group.rule}: what it fires for` }, rows),
       many > SUBJECTS_SHOWN ? h("p", {}, `${count(many - SUBJECTS_SHOWN)} more; the CSV has all of them.`) : null);
   }
 
@@ -73,12 +73,12 @@ export function alertsView(main) {
     ].filter(Boolean);
     const since = parseTime(alert.since);
     const named = `${alert.rule} for ${alert.gpu_id || alert.hostname || "the pipeline"}`;
-    const silenced = alert.silence && h("span", { class: "found" }, `silent until ${dateTime(parseTime(alert.silence.until))}${alert.silence.comment ? `: ${alert.silence.comment}` : ""} `);
-    return h("tr", {},
-      h("th", { scope: "row" }, h("span", { class: "row" }, about.length ? about : "the pipeline")),
-      h("td", { class: "wrap" }, await evidenceText(alert.evidence ?? {})),
-      h("td", { title: dateTime(since, { zone: true }) }, `for ${duration((Date.now() - since) / 1000)}`),
-      h("td", { class: "numeric" }, silenced ?? "", alert.silence
+    const silenced = alert.silence && `silent until ${dateTime(parseTime(alert.silence.until))}${alert.silence.comment ? `: ${alert.silence.comment}` : ""}`;
+    return h("li", { class: "subject" },
+      h("div", { class: "row" }, about.length ? about : "the pipeline"),
+      h("div", {}, await evidenceText(alert.evidence ?? {})),
+      h("div", { class: "found", title: `since ${dateTime(since, { zone: true })}` }, silenced ?? `for ${duration((Date.now() - since) / 1000)}`),
+      h("div", {}, alert.silence
         ? h("button", { type: "button", class: "button", "aria-label": `End the silence of ${named}`, onclick: () => send(alert, "DELETE", null, `${alert.rule} may be heard again`) }, "End silence")
         : h("button", { type: "button", class: "button", "aria-label": `Silence ${named}`, onclick: () => silence(alert) }, "Silence")));
   }

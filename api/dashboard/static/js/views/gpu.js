@@ -6,6 +6,8 @@ import { ChartGrid } from "../chart-grid.js";
 import { LINES_MAX } from "../chart.js";
 import { fill, h, icon, refill } from "../dom.js";
 import { ago, dateTime, isAmount, metricTitle, parseTime, quantity } from "../format.js";
+import { jobOf } from "../jobs.js";
+import { showKpis } from "../kpis.js";
 import { every } from "../live.js";
 import { panel } from "../panel.js";
 import { current, link, param, setParams } from "../state.js";
@@ -32,7 +34,7 @@ export function gpuView(main, id) {
     { label: "Metric", value: (row) => row.metric_name, cell: (row) => h("span", { title: row.help }, metricTitle(row.metric_name)) },
     { label: "Value", value: (row) => row.value, numeric: true, cell: (row) => h("b", {}, quantity(row.value, row.unit)) },
     { label: "Measured", value: (row) => row.timestamp, numeric: true, cell: (row) => h("span", { title: dateTime(parseTime(row.timestamp), { zone: true }) }, ago(parseTime(row.timestamp))) },
-    { label: "Name", value: (row) => row.metric_name, cell: (row) => h("code", {}, row.metric_name) },
+    { label: "Name", value: (row) => row.metric_name, cell: (row) => h("code", { class: "breaks" }, row.metric_name) },
   ], { caption: "Latest value of every metric", empty: "No value in the hour before it was last seen" });
   const latestPanel = panel({ title: "Latest values", rows: () => latestTable.rows() });
   latestPanel.body.append(latestTable.element);
@@ -64,10 +66,9 @@ export function gpuView(main, id) {
   function showLatest() {
     const names = byImportance(latest.keys());
     latestTable.set(names.map((name) => latest.get(name)));
-    fill(kpis, names.filter((name) => isAmount(latest.get(name).unit)).slice(0, KPIS).map((name) => {
+    showKpis(kpis, names.filter((name) => isAmount(latest.get(name).unit)).slice(0, KPIS).map((name) => {
       const { value, unit, timestamp } = latest.get(name);
-      const [, amount, rest] = /^(\S+)(?: (.+))?$/.exec(quantity(value, unit));
-      return h("div", { class: "kpi" }, h("dt", {}, metricTitle(name)), h("dd", {}, amount, rest ? h("small", {}, ` ${rest}`) : "", h("div", { class: "under" }, ago(parseTime(timestamp)))));
+      return [metricTitle(name), quantity(value, unit), ago(parseTime(timestamp))];
     }));
   }
 
@@ -96,7 +97,7 @@ export function gpuView(main, id) {
     const [kind, sign] = STATUS[gpu.status] ?? ["", "info"];
     const facts = [
       gpu.model_name, gpu.device, gpu.gpu_index !== "" && `index ${gpu.gpu_index}`, gpu.cluster && `cluster ${gpu.cluster}`,
-      gpu.pod && `pod ${gpu.namespace ? `${gpu.namespace}/` : ""}${gpu.pod}`, gpu.job && `job ${gpu.job}`,
+      gpu.pod && ["pod ", h("a", { href: link("jobs", jobOf(gpu).id), title: "The job with all its GPUs" }, `${gpu.namespace ? `${gpu.namespace}/` : ""}${gpu.pod}`)], gpu.job && `job ${gpu.job}`,
       `first seen ${dateTime(parseTime(gpu.first_seen))}`, `last seen ${ago(Math.max(parseTime(gpu.last_seen), ...[...latest.values()].map((value) => parseTime(value.timestamp))))}`,
     ].filter(Boolean);
     refill(head,

@@ -4,18 +4,19 @@ import { get } from "../api.js";
 import { bottleneck } from "../bottleneck.js";
 import { Chart } from "../chart.js";
 import { fill, h, icon } from "../dom.js";
-import { bytes, count, dateTime, duration, parseTime, short } from "../format.js";
+import { bytes, count, duration, parseTime, short } from "../format.js";
 import { every } from "../live.js";
 import { panel } from "../panel.js";
 import { Rates } from "../rates.js";
 import { append, trim } from "../series.js";
-import { dataTable } from "../table.js";
+import { stateBadge, tablePanel, upSeconds } from "./pipeline-tables.js";
 
 const POLL_MS = 2_000;
 const KEPT_SECONDS = 900;
 const REJECTS_POLL_MS = 15_000;
 const REJECTS_SHOWN = 50;
-const BADGES = { healthy: ["good", "check"], degraded: ["warn", "alert"], unhealthy: ["bad", "alert"], unknown: ["", "info"] };
+const QUIET_SECONDS = 60;
+const STATES = ["healthy", "degraded", "unhealthy"];
 
 export function pipelineView(main) {
   const rates = new Rates();
@@ -31,63 +32,11 @@ export function pipelineView(main) {
   const lagChart = new Chart({ label: "Rows that wait at the broker. Left and right read values.", sync: "pipeline" });
   const lagPanel = panel({ title: "Rows waiting at the broker", rows: () => lagChart.rows(), canvas: () => lagChart.canvas() });
   lagPanel.body.append(lagChart.element);
-  const topicTable = dataTable([
-    { label: "Topic", value: (t) => t.name, cell: (t) => h("code", {}, t.name) },
-    { label: "Rows/s", value: (t) => t.throughput_rows_per_sec, numeric: true, cell: (t) => short(t.throughput_rows_per_sec) },
-    { label: "Rows waiting", value: (t) => t.rows, numeric: true, cell: (t) => count(t.rows) },
-    { label: "Messages waiting", value: (t) => t.messages, numeric: true, cell: (t) => count(t.messages) },
-    { label: "Bytes waiting", value: (t) => t.bytes, numeric: true, cell: (t) => bytes(t.bytes) },
-    { label: "In flight", value: (t) => t.in_flight, numeric: true, cell: (t) => count(t.in_flight) },
-    { label: "Oldest", value: (t) => t.oldest_age_seconds, numeric: true, cell: (t) => (t.messages ? duration(t.oldest_age_seconds) : "–") },
-    { label: "Subscribers", value: (t) => t.subscribers, numeric: true, cell: (t) => count(t.subscribers) },
-    { label: "Dead letters", value: (t) => t.dead, numeric: true, cell: (t) => (t.dead ? h("span", { class: "badge bad" }, icon("alert"), count(t.dead)) : "0") },
-    { label: "On disk", value: (t) => t.disk_bytes, numeric: true, cell: (t) => bytes(t.disk_bytes) },
-  ], { caption: "Topics of the broker", empty: "The broker has no topic yet" });
-  const topicPanel = panel({ title: "Broker by topic", rows: () => topicTable.rows() });
-  topicPanel.body.append(topicTable.element);
-  const groupTable = dataTable([
-    { label: "Group", value: (g) => `${g.topic} / ${g.group}`, cell: (g) => h("code", {}, `${g.topic} / ${g.group}`) },
-    { label: "Mode", value: (g) => `${g.mode}${g.durable ? "" : ", ephemeral"}${g.paused ? ", paused" : ""}` },
-    { label: "Members", value: (g) => g.members, numeric: true },
-    { label: "Rows behind", value: (g) => g.lag_rows, numeric: true, cell: (g) => count(g.lag_rows) },
-    { label: "Oldest", value: (g) => g.oldest_age_seconds, numeric: true, cell: (g) => (g.lag_messages ? duration(g.oldest_age_seconds) : "–") },
-    { label: "Ranges held", value: (g) => g.in_flight, numeric: true },
-    { label: "Free credit", value: (g) => g.free_credit, numeric: true },
-    { label: "Rows settled", value: (g) => g.settled_rows, numeric: true, cell: (g) => count(g.settled_rows) },
-    { label: "Redelivered", value: (g) => g.redelivered, numeric: true, cell: (g) => count(g.redelivered) },
-    { label: "Last ack", value: (g) => g.last_ack_seconds_ago, numeric: true, cell: (g) => (g.last_ack_seconds_ago === null ? "never" : `${duration(g.last_ack_seconds_ago)} ago`) },
-  ], { caption: "Groups of collectors", empty: "No group of collectors is known" });
-  const groupPanel = panel({ title: "Collectors by group", rows: () => groupTable.rows() });
-  groupPanel.body.append(groupTable.element);
-  const storeTable = dataTable([
-    { label: "Table", value: (t) => t.name, cell: (t) => h("code", {}, t.name) },
-    { label: "Rows", value: (t) => t.rows, numeric: true, cell: (t) => count(t.rows) },
-    { label: "On disk", value: (t) => t.bytes_on_disk, numeric: true, cell: (t) => bytes(t.bytes_on_disk) },
-    { label: "Bytes a row", value: (t) => t.bytes_on_disk / t.rows, numeric: true, cell: (t) => (t.rows ? short(t.bytes_on_disk / t.rows) : "–") },
-    { label: "Parts", value: (t) => t.parts, numeric: true },
-  ], { caption: "Tables of the store", sort: 1, descending: true });
-  const storePanel = panel({ title: "Store by table", rows: () => storeTable.rows() });
-  storePanel.body.append(storeTable.element);
-  const rejectTable = dataTable([
-    { label: "Reason", value: (r) => r[0], cell: (r) => h("code", {}, r[0]) },
-    { label: "Rows", value: (r) => r[1], numeric: true, cell: (r) => count(r[1]) },
-  ], { caption: "Reasons of rejection, with rows", sort: 1, descending: true, empty: "No row was rejected" });
-  const rejectPanel = panel({ title: "Rejected rows by reason", rows: () => rejectTable.rows() });
-  rejectPanel.body.append(rejectTable.element);
-  const latestTable = dataTable([
-    { label: "Refused", value: (r) => r.rejected_at, cell: (r) => dateTime(parseTime(r.rejected_at)) },
-    { label: "Reason", value: (r) => r.reason, cell: (r) => h("code", {}, r.reason) },
-    { label: "Metric", value: (r) => r.metric_name, cell: (r) => h("code", {}, r.metric_name) },
-    { label: "Value", value: (r) => r.value, numeric: true },
-    { label: "GPU", value: (r) => r.gpu_id, cell: (r) => h("code", {}, r.gpu_id || "–") },
-    { label: "Host", value: (r) => r.hostname },
-    { label: "Its own time", value: (r) => r.timestamp },
-  ], { caption: "Rows that were refused last", empty: "No row was rejected" });
-  const latestPanel = panel({ title: "Latest rejected rows", rows: () => latestTable.rows() });
-  latestPanel.body.append(latestTable.element);
-  const all = [ratePanel, lagPanel, topicPanel, groupPanel, storePanel, rejectPanel];
+  const [parts, topics, groups, store, reasons, rejects] = ["parts", "topics", "groups", "store", "reasons", "rejects"].map(tablePanel);
+  const all = [ratePanel, lagPanel, ...[parts, topics, groups, store, reasons].map((table) => table.panel)];
   fill(main, h("h1", {}, "Pipeline"), verdict, flow,
-    h("div", { class: "columns" }, ratePanel.element, lagPanel.element), topicPanel.element, groupPanel.element, h("div", { class: "columns" }, storePanel.element, rejectPanel.element), latestPanel.element);
+    h("div", { class: "columns" }, ratePanel.element, lagPanel.element), ...[parts, topics, groups].map((table) => table.panel.element),
+    h("div", { class: "columns" }, store.panel.element, reasons.panel.element), rejects.panel.element);
 
   async function load() {
     // /health answers 503 with a body when something is wrong: that is what this page is for.
@@ -104,23 +53,24 @@ export function pipelineView(main) {
     for (const p of all) p.ready();
     showVerdict(bottleneck(last));
     showStages(last, known);
-    topicTable.set(last.topics);
-    groupTable.set(last.groups);
-    storeTable.set(Object.entries(stats.value.store?.tables ?? {}).map(([name, table]) => ({ name, ...table })));
-    rejectTable.set(Object.entries(stats.value.rejected_by_reason ?? {}));
+    parts.set(last.parts);
+    topics.set(last.topics);
+    groups.set(last.groups);
+    store.set(Object.entries(last.store.tables ?? {}).map(([name, table]) => ({ name, ...table })));
+    reasons.set(Object.entries(stats.value.rejected_by_reason ?? {}));
     record(last);
   }
 
   async function loadRejects() {
     try {
-      latestTable.set((await get("api/v1/rejects", { page_size: REJECTS_SHOWN })).rejects);
-      latestPanel.ready();
+      rejects.set((await get("api/v1/rejects", { page_size: REJECTS_SHOWN })).rejects);
+      rejects.panel.ready();
     } catch (error) {
-      latestPanel.error(error, loadRejects);
+      rejects.panel.error(error, loadRejects);
     }
   }
 
-  const empty = () => ({ topics: [], groups: [], rates: {}, rows: {}, store: {}, broker: {}, newestAge: null, health: null });
+  const empty = () => ({ parts: [], topics: [], groups: [], rates: {}, rows: {}, store: {}, broker: {}, newestAge: null, health: null });
 
   function facts(stats, health) {
     const now = Date.now();
@@ -128,7 +78,8 @@ export function pipelineView(main) {
     const groups = topics.flatMap((topic) => Object.entries(topic.groups ?? {}).map(([group, report]) => ({ topic: topic.name, group, ...report })));
     const published = topics.some((t) => "published_rows" in t) ? sum(topics.filter((t) => !t.name.endsWith(".dlq")), "published_rows") : stats.sent;
     return {
-      health, topics, groups, rows: { stored: stats.stored, rejected: stats.rejected, dead: stats.dead }, store: stats.store ?? {}, broker: stats.broker ?? {},
+      health, topics, groups, parts: stats.parts ?? [], rows: { stored: stats.stored, rejected: stats.rejected, dead: stats.dead }, store: stats.store ?? {}, broker: stats.broker ?? {},
+      cache: stats.cache ?? null,
       newestAge: stats.lag?.newest_sample_age_seconds ?? null,
       published,
       waiting: sum(topics.filter((t) => !t.name.endsWith(".dlq")), "rows"),
@@ -149,17 +100,19 @@ export function pipelineView(main) {
   function showStages(f, health) {
     const checks = health?.checks ?? {};
     const credit = f.broker.credit_pool_bytes ? `${bytes(f.broker.credit_outstanding_bytes)} of ${bytes(f.broker.credit_pool_bytes)}` : null;
-    const streaming = f.rates.in === null || f.rates.in === undefined ? "unknown" : f.rates.in > 0 ? "healthy" : "degraded";
+    const of = (part) => f.parts.filter((one) => one.part === part);
+    const quiet = !f.rates.in && (f.newestAge === null || f.newestAge > QUIET_SECONDS);
+    const streaming = f.broker.reachable === false ? { status: "unknown", reason: "the broker does not answer" } : quiet ? { status: "degraded", reason: "nothing arrives now" } : worst(of("streamer"));
     fill(flow,
-      stage("Streamers", f.broker.reachable === false ? "unknown" : streaming, perSecond(f.rates.in), "rows/s in", streaming === "degraded" ? "nothing arrives now" : "",
-        [["Connected", count(f.broker.producers)], ["Rows sent", count(f.published)], ["Newest sample", f.newestAge === null ? "none" : `${duration(f.newestAge)} old`]]),
-      stage("Broker", checks.broker?.status ?? "unknown", count(f.waiting), "rows wait", checks.broker?.reason,
-        [["Oldest waits", f.waiting ? duration(f.oldest) : "–"], ["In flight", count(sum(f.topics, "in_flight"))], ["Credit out", credit ?? "–"], ["Dead letters", count(sum(f.topics, "dead"))], ["Uptime", duration(f.broker.uptime_seconds ?? NaN)]]),
-      stage("Collectors", checks.collectors?.status ?? "unknown", perSecond(f.rates.settled), "rows/s settled", checks.collectors?.reason,
-        [["Connected", count(f.broker.collectors)], ["Free credit", count(sum(f.groups.filter((group) => group.durable), "free_credit"))], ["Rows rejected", count(f.rows.rejected)], ["Redelivered", count(sum(f.groups, "redelivered"))]]),
-      stage("Store", checks.store?.status ?? "unknown", perSecond(f.rates.out), "rows/s stored", checks.store?.reason,
-        [["Rows", count(f.rows.stored)], ["On disk", bytes(f.store.bytes_on_disk)], ["Oldest row", f.store.oldest ? `${duration((Date.now() - parseTime(f.store.oldest)) / 1000)} old` : "–"]]),
-      stage("API", health?.status ?? "unknown", duration(health?.uptime_seconds ?? NaN), "up", "", [["Version", health?.version ?? "–"]]));
+      stage("Streamers", streaming, perSecond(f.rates.in), "rows/s in",
+        [["Connected", count(f.broker.producers)], ["Connected for", uptime(of("streamer"))], ["Rows sent", count(f.published)], ["Newest sample", f.newestAge === null ? "none" : `${duration(f.newestAge)} old`]]),
+      stage("Broker", checks.broker, count(f.waiting), "rows wait",
+        [["Up for", uptime(of("broker"))], ["Oldest waits", f.waiting ? duration(f.oldest) : "–"], ["In flight", count(sum(f.topics, "in_flight"))], ["Credit out", credit ?? "–"], ["Dead letters", count(sum(f.topics, "dead"))]]),
+      stage("Collectors", checks.collectors?.status === "healthy" ? worst(of("collector")) : checks.collectors, perSecond(f.rates.settled), "rows/s settled",
+        [["Connected", count(f.broker.collectors)], ["Connected for", uptime(of("collector"))], ["Free credit", count(sum(f.groups.filter((group) => group.durable), "free_credit"))], ["Rows rejected", count(f.rows.rejected)], ["Redelivered", count(sum(f.groups, "redelivered"))]]),
+      stage("Store", checks.store, perSecond(f.rates.out), "rows/s stored",
+        [["Up for", uptime(of("store"))], ["Rows", count(f.rows.stored)], ["On disk", bytes(f.store.bytes_on_disk)], ["Oldest row", f.store.oldest ? `${duration((Date.now() - parseTime(f.store.oldest)) / 1000)} old` : "–"]]),
+      stage("API", health, duration(health?.uptime_seconds ?? NaN), "up", [["Live tails", count(sum(of("reader"), "connections"))], ["Answers from memory", f.cache ? `${Math.round((100 * f.cache.hits) / Math.max(1, f.cache.hits + f.cache.misses))} %` : "–"], ["Version", health?.version ?? "–"]]));
   }
 
   function record(f) {
@@ -176,7 +129,7 @@ export function pipelineView(main) {
   }
 
   for (const p of all) p.loading();
-  latestPanel.loading();
+  rejects.panel.loading();
   load();
   loadRejects();
   const stops = [every(POLL_MS, load), every(REJECTS_POLL_MS, loadRejects)];
@@ -194,10 +147,19 @@ const column = () => ({ t: [], v: [], low: [], high: [], gap: 15 });
 const sum = (items, name) => items.reduce((total, item) => total + (item[name] ?? 0), 0);
 const perSecond = (rate) => (rate === null || rate === undefined ? "–" : short(rate));
 
-function stage(title, status, big, unit, reason, facts) {
-  const [kind, sign] = BADGES[status];
+/** The state of several processes: that of the one that is worst off. */
+const worst = (parts) => parts.map(({ state, reason }) => ({ status: state, reason })).sort((a, b) => STATES.indexOf(b.status) - STATES.indexOf(a.status))[0] ?? { status: "healthy" };
+
+/** "3 h", or "12 s to 3 h" where one of several came later. */
+function uptime(parts) {
+  const seconds = parts.map(upSeconds).filter(Number.isFinite).sort((a, b) => a - b);
+  const [shortest, longest] = [seconds[0], seconds.at(-1)].map(duration);
+  return shortest === longest ? longest : `${shortest} to ${longest}`;
+}
+
+function stage(title, { status = "unknown", reason = "" } = {}, big, unit, facts) {
   return h("section", { class: "stage", dataset: { status } },
-    h("h2", {}, title, h("span", { class: `badge ${kind}` }, icon(sign), status)),
+    h("h2", {}, title, stateBadge(status)),
     h("p", { class: "big" }, big, h("small", {}, ` ${unit}`)),
     reason ? h("p", { class: "reason" }, reason) : null,
     h("dl", { class: "facts-list" }, facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])));
