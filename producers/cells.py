@@ -45,7 +45,8 @@ class Cells(NamedTuple):
     lines: int
     line_of: np.ndarray | None
     """Line of each row; None where row i is line i."""
-    identity: list[Strings]
+    identity: list[tuple[np.ndarray | None, list[bytes]]]
+    """None for the codes: the same string in every row."""
     metric: Strings | None
     values: list[np.ndarray | Strings]
     """One a value column: float64, or cells to judge."""
@@ -74,6 +75,12 @@ class Splitter:
         self._skipping_options = pacsv.ParseOptions(delimiter=mapping.delimiter, invalid_row_handler=self._on_invalid)
         self._invalid: list[int] = []
         self._times_as_text = False
+        # By (times as text, values as text): the fast path, the same for other notations of time, the tolerant one.
+        self._options: dict[tuple[bool, bool], pacsv.ConvertOptions] = {}
+        # Identity columns that had one string throughout the last block, and that string: checking that it still is so
+        # costs a comparison of memory, less than encoding. One that changes once is not tried again.
+        self._constant: dict[int, bytes] = {}
+        self._varying: set[int] = set()
 
     def split(self, data: bytes | memoryview) -> Cells:
         """The cells of whole lines. Never raises for what the lines contain."""
@@ -91,7 +98,9 @@ class Splitter:
         while attempts:
             self._invalid = []
             try:
-                options = self._convert_options(*attempts[0])
+                options = self._options.get(attempts[0])
+                if options is None:
+                    options = self._options[attempts[0]] = self._convert_options(*attempts[0])
                 table = pacsv.read_csv(pa.BufferReader(pa.py_buffer(data)), read_options, parse_options, options)
             except pa.ArrowInvalid as e:
                 if "columns, got" in str(e) and parse_options is self._parse_options and _is_utf8(data):
@@ -103,12 +112,27 @@ class Splitter:
                 attempts.pop(0)
                 continue
             lines = table.num_rows + len(self._invalid)
-            return self._from_table(table, lines) if _tally(data, lines) else None
+            if not _tally(data, lines):
+                return None
+            if self._still_constant(table):
+                return self._from_table(table, lines)
         return None
+
+    def _still_constant(self, table: pa.Table) -> bool:
+        changed = [
+            column for column, value in self._constant.items() if not _all_equal(self._array(table, column), value)
+        ]
+        for column in changed:
+            del self._constant[column]
+            self._varying.add(column)
+            self._options.clear()
+        return not changed
 
     def _convert_options(self, times_as_text: bool, values_as_text: bool) -> pacsv.ConvertOptions:
         mapping = self.mapping
-        types: dict[int, pa.DataType] = {column: _CODES for _, column in mapping.identity}
+        types: dict[int, pa.DataType] = {
+            column: pa.binary() if column in self._constant else _CODES for _, column in mapping.identity
+        }
         if mapping.metric is not None:
             types[mapping.metric] = _CODES
         for column in self.value_columns:
@@ -134,15 +158,10 @@ class Splitter:
             line_of = np.delete(np.arange(lines), skipped)
             bad = [BadLine(int(line), "ragged", "") for line in skipped]
         mapping = self.mapping
-
-        def array(column: int) -> pa.Array:
-            chunked = table.column(self._names[column])
-            return chunked.chunk(0) if chunked.num_chunks == 1 else chunked.combine_chunks()
-
         values: list[np.ndarray | Strings] = []
         absent: list[np.ndarray | None] = []
         for column in self.value_columns:
-            value = array(column)
+            value = self._array(table, column)
             if pa.types.is_dictionary(value.type):
                 values.append(_strings(value))
                 absent.append(None)
@@ -151,7 +170,7 @@ class Splitter:
                 absent.append(np.asarray(value.is_null()) if value.null_count else None)
         time: np.ndarray | Strings | None = None
         if self.time_column is not None:
-            moment = array(self.time_column)
+            moment = self._array(table, self.time_column)
             if pa.types.is_dictionary(moment.type):
                 time = _strings(moment)
             else:
@@ -161,13 +180,26 @@ class Splitter:
             table.num_rows,
             lines,
             line_of,
-            [_strings(array(column)) for _, column in mapping.identity],
-            _strings(array(mapping.metric)) if mapping.metric is not None else None,
+            [self._identity(table, column) for _, column in mapping.identity],
+            _strings(self._array(table, mapping.metric)) if mapping.metric is not None else None,
             values,
             absent,
             time,
             bad,
         )
+
+    def _array(self, table: pa.Table, column: int) -> pa.Array:
+        chunked = table.column(self._names[column])
+        return chunked.chunk(0) if chunked.num_chunks == 1 else chunked.combine_chunks()
+
+    def _identity(self, table: pa.Table, column: int) -> tuple[np.ndarray | None, list[bytes]]:
+        if column in self._constant:
+            return None, [self._constant[column]]
+        codes, strings = _strings(self._array(table, column))
+        if len(strings) == 1 and column not in self._varying:
+            self._constant[column] = strings[0]
+            self._options.clear()
+        return codes, strings
 
     def _line_by_line(self, data: bytes) -> Cells:
         """By Python's csv module: slow, for blocks where rows and lines do not tally."""
@@ -260,3 +292,17 @@ def _tally(data: bytes | memoryview, rows: int) -> bool:
     # A CR of its own ends a row for pyarrow and not here.
     returns = int(np.count_nonzero(octets == 13))
     return not returns or bytes(data).count(b"\r\n") == returns
+
+
+def _all_equal(array: pa.BinaryArray, value: bytes) -> bool:
+    """Whether every element is ``value``, by comparing memory."""
+    size, rows = len(value), len(array)
+    _, offsets, data = array.buffers()
+    starts = np.frombuffer(offsets, dtype=np.int32, count=rows + 1, offset=array.offset * 4)
+    if starts[-1] - starts[0] != size * rows:
+        return False
+    if not size:
+        return True
+    if not (np.diff(starts) == size).all():
+        return False
+    return data.slice(int(starts[0]), size * rows).equals(pa.py_buffer(value * rows))

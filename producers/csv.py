@@ -70,7 +70,8 @@ class BlockParser:
         identity = [table.codes(strings) for table, (_, strings) in zip(self._tables, cells.identity, strict=True)]
         for (codes, _), known, (_, column) in zip(cells.identity, identity, self.mapping.identity, strict=True):
             if known.min() < 0:
-                reject(known[codes] < 0, "undecodable", column)
+                wrong = np.ones(cells.rows, dtype=bool) if codes is None else known[codes] < 0
+                reject(wrong, "undecodable", column)
         time = self._times(cells.time, reject)
         numbers = [_judge_numbers(value, absent) for value, absent in zip(cells.values, cells.absent, strict=True)]
         if cells.metric is None:
@@ -143,10 +144,11 @@ class BlockParser:
         self, cells: Cells, identity: list[np.ndarray], keep: np.ndarray, data: bytes | memoryview
     ) -> np.ndarray:
         """int32 device codes of all rows (those of rejected rows mean nothing)."""
-        group, first = _groups([(codes, len(strings)) for codes, strings in cells.identity], cells.rows)
+        varying = [(codes, len(strings)) for codes, strings in cells.identity if codes is not None]
+        group, first = _groups(varying, cells.rows)
         keys = np.empty((len(first), len(identity)), dtype=np.int64)
         for i, ((codes, _), known) in enumerate(zip(cells.identity, identity, strict=True)):
-            keys[:, i] = known[codes[first]]
+            keys[:, i] = known[0] if codes is None else known[codes[first]]
         as_bytes = keys.view(np.dtype((np.void, keys.shape[1] * 8))).ravel().tolist()
         get = self._known.get
         found = [get(key) for key in as_bytes]

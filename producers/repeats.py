@@ -210,6 +210,8 @@ class RepeatedLines:
         if len(ends) != columns.rows:
             return False
         series = columns.device.astype(np.int64) << 32 | columns.metric
+        if not _repeats(series):
+            return False
         _, rows = np.unique(series, return_index=True)
         new: list[bytes] = []
         new_rows = []
@@ -267,6 +269,15 @@ class RepeatedLines:
             if len(cells_of_line(line, self._delimiter.decode())[0]) != cells:
                 return False
         return True
+
+
+def _repeats(series: np.ndarray) -> bool:
+    """Whether series follow each other in an order, as far as a block shows: one without two scrapes may."""
+    before = np.flatnonzero(series[:-1] == series[-1])
+    if not len(before):
+        return True
+    period = len(series) - 1 - int(before[-1])
+    return 2 * int(np.count_nonzero(series[period:] == series[:-period])) >= len(series) - period
 
 
 def _leading(flags: np.ndarray) -> int:

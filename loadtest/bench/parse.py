@@ -2,13 +2,16 @@
 
 ``csv_rows_per_s``: a file of distinct rows, read, parsed and packed (timestamp, metric, value and every device column;
 lz4) in one thread, by CPU seconds of the process, without a broker. Baseline: pyarrow's streaming reader over the same
-columns, one thread, by the same clock; it reads into plain columns and makes no batches.
+columns, one thread, by the same clock; it reads into plain columns and makes no batches. The rows stand scrape after
+scrape, as an export writes them.
+``csv_shuffled_rows_per_s``: the same rows in no order at all, where nothing can be learned from the line before.
 ``loop_rows_per_s``: ``telemetry-streamer csv --loop`` with two workers, rows that a broker has made durable.
 """
 
 from __future__ import annotations
 
 import itertools
+import random
 import shutil
 import time
 import urllib.request
@@ -31,22 +34,40 @@ from producers.identities import Identities
 from producers.source import Source, block_bytes_for, open_source, pieces_of
 
 ROWS: Final = 2_000_000
+SHUFFLED_ROWS: Final = 500_000
+SEED: Final = 7
 BATCH_ROWS: Final = 20_000
 LOOP_ROWS: Final = 2_480
 LOOP_S: Final = 5.0
 
 
 def run(settings: Settings) -> Iterator[Figure]:
-    """Two figures."""
+    """Three figures."""
     path, rows = fleet_csv(settings, ROWS)
+    yield beside_pyarrow(settings, "csv_rows_per_s", path, rows)
+    few, rows = fleet_csv(settings, SHUFFLED_ROWS)
+    yield beside_pyarrow(settings, "csv_shuffled_rows_per_s", shuffled(few), rows)
+    small, _ = fleet_csv(Settings(settings.directory, scale=LOOP_ROWS / 10_000), 10_000)
+    rates = [loop_rate(settings, small) for _ in range(settings.runs)]
+    yield compare("parse", "loop_rows_per_s", "rows/s", rates)
+
+
+def beside_pyarrow(settings: Settings, metric: str, path: Path, rows: int) -> Figure:
+    """Rows a CPU second that are parsed and packed, beside those that pyarrow reads."""
     ours, theirs = [], []
     for _ in range(settings.runs):
         theirs.append(rows / baseline_cpu_s(path, rows))
         ours.append(rows / parse_cpu_s(path, rows))
-    yield compare("parse", "csv_rows_per_s", "rows/s", ours, "pyarrow reading the same columns, one thread", theirs)
-    small, _ = fleet_csv(Settings(settings.directory, scale=LOOP_ROWS / 10_000), 10_000)
-    rates = [loop_rate(settings, small) for _ in range(settings.runs)]
-    yield compare("parse", "loop_rows_per_s", "rows/s", rates)
+    return compare("parse", metric, "rows/s", ours, "pyarrow reading the same columns, one thread", theirs)
+
+
+def shuffled(path: Path) -> Path:
+    """The same file with its lines in no order; the same one for the same file."""
+    header, *lines = path.read_bytes().splitlines(keepends=True)
+    random.Random(SEED).shuffle(lines)
+    out = path.with_name(f"{path.stem}-shuffled.csv")
+    out.write_bytes(header + b"".join(lines))
+    return out
 
 
 def parse_cpu_s(path: Path, rows: int) -> float:
