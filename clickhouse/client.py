@@ -58,6 +58,8 @@ INSERT_SETTINGS: Final[dict[str, Any]] = {
 INSERT_SETTINGS_IF_KNOWN: Final[dict[str, Any]] = {
     # From 26.2 it overrides insert_deduplicate; unknown before.
     "deduplicate_insert": "enable",
+    # Keys come as LowCardinality(UInt64) for UInt64 columns.
+    "input_format_native_allow_types_conversion": 1,
     # Plain values in a Native block of one go: no second squashing into another block size.
     "min_insert_block_size_rows": 0,
     "min_insert_block_size_bytes": 0,

@@ -14,7 +14,7 @@ import numpy as np
 
 from clickhouse import native
 from clickhouse.client import InsertSummary, StoreConnection
-from clickhouse.native import LOW_CARDINALITY, Coded, Column
+from clickhouse.native import LOW_CARDINALITY, Coded, Column, Keys
 from clickhouse.schema import DEVICE_COLUMNS, REJECT_COLUMNS, SAMPLE_COLUMNS
 from telemetry.batch import Device
 
@@ -23,12 +23,12 @@ _TIME: Final = "DateTime64(3, 'UTC')"
 
 
 class SampleColumns(NamedTuple):
-    """Rows for ``samples``: arrays of one length."""
+    """Rows for ``samples``: columns of one length. The four of keys (uint64) are given row by row, or as codes."""
 
-    gpu: np.ndarray
-    """uint64, :attr:`telemetry.batch.Device.gpu_key`."""
-    labels: np.ndarray
-    """uint64, :attr:`telemetry.batch.Device.labels_key`."""
+    gpu: np.ndarray | Keys
+    """:attr:`telemetry.batch.Device.gpu_key`."""
+    labels: np.ndarray | Keys
+    """:attr:`telemetry.batch.Device.labels_key`."""
     metric_code: np.ndarray
     """Unsigned integers into ``metric_names``."""
     metric_names: Sequence[str]
@@ -36,39 +36,36 @@ class SampleColumns(NamedTuple):
     """int64, milliseconds since the epoch, UTC."""
     value: np.ndarray
     """float64, in the metric's canonical unit."""
-    session: np.ndarray
-    """uint64, with ``seq`` the address of the batch that the row came in (R1)."""
-    seq: np.ndarray
+    session: np.ndarray | Keys
+    """With ``seq`` the address of the batch that the row came in (R1)."""
+    seq: np.ndarray | Keys
 
     @property
     def rows(self) -> int:
         return len(self.value)
 
-    def days(self) -> np.ndarray:
-        """Days since the epoch that the rows fall on, ascending."""
-        return np.unique(self.ts_ms // MS_A_DAY)
+    def take(self, index: np.ndarray) -> SampleColumns:
+        """Some of the rows, by mask or index."""
+        return SampleColumns(
+            gpu=self.gpu[index],
+            labels=self.labels[index],
+            metric_code=self.metric_code[index],
+            metric_names=self.metric_names,
+            ts_ms=self.ts_ms[index],
+            value=self.value[index],
+            session=self.session[index],
+            seq=self.seq[index],
+        )
 
     def by_day(self) -> Iterator[tuple[int, SampleColumns]]:
-        """The rows of each day, in their order: what one INSERT may hold (R15)."""
-        day = self.ts_ms // MS_A_DAY
-        days = np.unique(day)
-        if len(days) == 1:
-            yield int(days[0]), self
+        """The rows of each day (since the epoch), ascending, in their order: what one INSERT may hold (R15)."""
+        first, last = int(self.ts_ms.min()) // MS_A_DAY, int(self.ts_ms.max()) // MS_A_DAY
+        if first == last:
+            yield first, self
             return
-        for one in days.tolist():
-            mask = day == one
-            yield (
-                one,
-                self._replace(
-                    gpu=self.gpu[mask],
-                    labels=self.labels[mask],
-                    metric_code=self.metric_code[mask],
-                    ts_ms=self.ts_ms[mask],
-                    value=self.value[mask],
-                    session=self.session[mask],
-                    seq=self.seq[mask],
-                ),
-            )
+        day = self.ts_ms // MS_A_DAY
+        for one in np.unique(day).tolist():
+            yield one, self.take(day == one)
 
 
 class RejectColumns(NamedTuple):
@@ -108,13 +105,13 @@ def sample_block(columns: SampleColumns) -> bytes:
     return native.block(
         columns.rows,
         [
-            Column("gpu", "UInt64", native.numbers("UInt64", columns.gpu)),
+            Column("gpu", *native.keys(columns.gpu)),
             Column("metric", LOW_CARDINALITY, native.low_cardinality(Coded(columns.metric_code, columns.metric_names))),
             Column("ts", _TIME, native.numbers(_TIME, columns.ts_ms)),
             Column("value", "Float64", native.numbers("Float64", columns.value)),
-            Column("labels", "UInt64", native.numbers("UInt64", columns.labels)),
-            Column("_session", "UInt64", native.numbers("UInt64", columns.session)),
-            Column("_seq", "UInt64", native.numbers("UInt64", columns.seq)),
+            Column("labels", *native.keys(columns.labels)),
+            Column("_session", *native.keys(columns.session)),
+            Column("_seq", *native.keys(columns.seq)),
         ],
     )
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from clickhouse.insert import SampleColumns
+from clickhouse.native import Keys, flat
 from consumers.rows import Rows
 from consumers.validate import MS_A_DAY
 
@@ -37,62 +39,41 @@ class Probe(NamedTuple):
 
 
 class DayBlock(NamedTuple):
-    """The accepted rows of a range that fall on one UTC day: arrays of one length, in the order of the log."""
+    """The accepted rows of a range that fall on one UTC day, in the order of the log."""
 
     day: int
     """Days since the epoch."""
-    gpu: np.ndarray
-    labels: np.ndarray
-    metric_code: np.ndarray
-    metric_names: tuple[str, ...]
-    ts_ms: np.ndarray
-    value: np.ndarray
-    session: np.ndarray
-    seq: np.ndarray
+    columns: SampleColumns
+    batch: np.ndarray
+    """Unsigned integers a row, never decreasing, into ``addresses``."""
+    addresses: list[Address]
+    """Of every batch of the range."""
 
     @property
     def rows(self) -> int:
-        return len(self.value)
+        return self.columns.rows
 
     def only(self, addresses: Collection[Address]) -> DayBlock:
         """The part of the block that belongs to these batches: for the rest of a partly stored range, or a split."""
-        mask = np.zeros(self.rows, dtype=bool)
         wanted = frozenset(addresses)
-        starts = self._starts()
-        ends = np.append(starts[1:], self.rows)
-        for start, end in zip(starts.tolist(), ends.tolist()):
-            if Address(int(self.session[start]), int(self.seq[start])) in wanted:
-                mask[start:end] = True
-        return self._replace(
-            gpu=self.gpu[mask],
-            labels=self.labels[mask],
-            metric_code=self.metric_code[mask],
-            ts_ms=self.ts_ms[mask],
-            value=self.value[mask],
-            session=self.session[mask],
-            seq=self.seq[mask],
-        )
+        index = np.flatnonzero(np.array([address in wanted for address in self.addresses])[self.batch])
+        return self._replace(columns=self.columns.take(index), batch=self.batch[index])
 
     def probes(self) -> list[Probe]:
         """One probe a batch, in the order of the log."""
-        starts = self._starts()
+        starts = np.concatenate(([0], np.flatnonzero(self.batch[1:] != self.batch[:-1]) + 1))
         sizes = np.diff(np.append(starts, self.rows))
+        firsts = self.columns.take(starts)
         return [
-            Probe(session, seq, self.day, gpu, self.metric_names[code], ts_ms, rows)
-            for session, seq, gpu, code, ts_ms, rows in zip(
-                self.session[starts].tolist(),
-                self.seq[starts].tolist(),
-                self.gpu[starts].tolist(),
-                self.metric_code[starts].tolist(),
-                self.ts_ms[starts].tolist(),
+            Probe(session, seq, self.day, gpu, firsts.metric_names[code], ts_ms, rows)
+            for (session, seq), gpu, code, ts_ms, rows in zip(
+                (self.addresses[batch] for batch in self.batch[starts].tolist()),
+                flat(firsts.gpu).tolist(),
+                firsts.metric_code.tolist(),
+                firsts.ts_ms.tolist(),
                 sizes.tolist(),
             )
         ]
-
-    def _starts(self) -> np.ndarray:
-        """Where each batch starts: rows of a batch stand together and a range holds a batch once."""
-        new = (self.session[1:] != self.session[:-1]) | (self.seq[1:] != self.seq[:-1])
-        return np.concatenate(([0], np.flatnonzero(new) + 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,47 +104,31 @@ def merge(rows: Rows, reasons: np.ndarray | None) -> Merged:
         keep = np.flatnonzero(reasons == 0)
         if not len(keep):
             return Merged([], rejected)
-    whole = _block(rows, keep)
-    first_day, last_day = int(whole.ts_ms.min()) // MS_A_DAY, int(whole.ts_ms.max()) // MS_A_DAY
-    if first_day == last_day:
-        return Merged([whole._replace(day=first_day)], rejected)
-    day = whole.ts_ms // MS_A_DAY
-    return Merged([_take(whole, np.flatnonzero(day == d), d) for d in np.unique(day).tolist()], rejected)
+    columns, batch = _columns(rows, keep)
+    addresses = [Address(one.session, one.seq) for one in rows.batches]
+    first, last = int(columns.ts_ms.min()) // MS_A_DAY, int(columns.ts_ms.max()) // MS_A_DAY
+    if first == last:
+        return Merged([DayBlock(first, columns, batch, addresses)], rejected)
+    day = columns.ts_ms // MS_A_DAY
+    indices = ((one, np.flatnonzero(day == one)) for one in np.unique(day).tolist())
+    return Merged([DayBlock(one, columns.take(index), batch[index], addresses) for one, index in indices], rejected)
 
 
-def _block(rows: Rows, keep: np.ndarray | None) -> DayBlock:
-    """Columns of all accepted rows; ``keep`` None takes every row without a copy where it can."""
-    device, metric, value, ts_ms = rows.device, rows.metric, rows.value, rows.ts_ms
-    session = np.repeat(np.array([batch.session for batch in rows.batches], dtype=np.uint64), rows.sizes)
-    seq = np.repeat(np.array([batch.seq for batch in rows.batches], dtype=np.uint64), rows.sizes)
+def _columns(rows: Rows, keep: np.ndarray | None) -> tuple[SampleColumns, np.ndarray]:
+    """Columns of the accepted rows, and the batch of each; ``keep`` None takes every row without a copy if it can."""
+    device, metric, value, ts_ms, batch = rows.device, rows.metric, rows.value, rows.ts_ms, rows.batch_of_row()
     if keep is not None:
-        device, metric, value, ts_ms, session, seq = (
-            column[keep] for column in (device, metric, value, ts_ms, session, seq)
-        )
+        device, metric, value, ts_ms, batch = (column[keep] for column in (device, metric, value, ts_ms, batch))
     if rows.scale is not None:
         value = value * rows.scale[metric]
-    return DayBlock(
-        day=-1,
-        gpu=rows.gpu[device],
-        labels=rows.labels[device],
+    columns = SampleColumns(
+        gpu=Keys(device, rows.gpu),
+        labels=Keys(device, rows.labels),
         metric_code=metric if rows.metric_code is None else rows.metric_code[metric],
         metric_names=rows.metric_names,
         ts_ms=ts_ms,
         value=value,
-        session=session,
-        seq=seq,
+        session=Keys(batch, np.array([one.session for one in rows.batches], dtype=np.uint64)),
+        seq=Keys(batch, np.array([one.seq for one in rows.batches], dtype=np.uint64)),
     )
-
-
-def _take(block: DayBlock, index: np.ndarray, day: int) -> DayBlock:
-    return DayBlock(
-        day=day,
-        gpu=block.gpu[index],
-        labels=block.labels[index],
-        metric_code=block.metric_code[index],
-        metric_names=block.metric_names,
-        ts_ms=block.ts_ms[index],
-        value=block.value[index],
-        session=block.session[index],
-        seq=block.seq[index],
-    )
+    return columns, batch

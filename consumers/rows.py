@@ -52,8 +52,9 @@ class Rows(NamedTuple):
     """float64 a metric; None where every factor is 1."""
 
     def batch_of_row(self) -> np.ndarray:
-        """uint32 a row: the index of its batch; never decreasing."""
-        return np.repeat(np.arange(len(self.batches), dtype=np.uint32), self.sizes)
+        """Unsigned integers a row: the index of its batch; never decreasing."""
+        count = len(self.batches)
+        return np.repeat(np.arange(count, dtype=np.min_scalar_type(count)), self.sizes)
 
     def devices(self) -> list[Device]:
         """The devices by code: made for the few places where words are needed."""
@@ -84,7 +85,7 @@ def lay_out(decoded: Decoded, cache: DictionaryCache) -> Rows:
         if any(keys.raw_metrics != dictionaries[0].raw_metrics for keys in dictionaries):
             metric = np.repeat(metric_base[dictionary_of_batch], sizes) + metric
         else:  # a fleet: every agent sends the same metrics, so codes mean the same, factors too, in all dictionaries
-            metric_base = np.zeros(len(dictionaries), dtype=np.int64)
+            metric_base = np.zeros(len(dictionaries), dtype=np.uint32)
     # Without distinct bases the first dictionary's metrics speak for all.
     metric_tables = dictionaries if metric_base.any() else dictionaries[:1]
     metric_names, metric_code, scale = _metric_tables(metric_tables)
@@ -123,7 +124,7 @@ def _metric_tables(tables: list[DictionaryKeys]) -> tuple[tuple[str, ...], np.nd
 
 
 def _starts(sizes: list[int]) -> np.ndarray:
-    starts = np.zeros(len(sizes), dtype=np.int64)
+    starts = np.zeros(len(sizes), dtype=np.uint32)
     np.cumsum(sizes[:-1], out=starts[1:])
     return starts
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from clickhouse.client import StoreAddress, StoreConnection, assert_server
-from clickhouse.insert import RejectColumns, SampleColumns, insert_devices, insert_rejects, insert_samples
+from clickhouse.insert import RejectColumns, insert_devices, insert_rejects, insert_samples
 from clickhouse.native import Coded
 from clickhouse.queries.presence import presence, presence_of_rejects
 from consumers.dictionary import DictionaryKeys
@@ -68,17 +68,7 @@ class ClickHouseSession:
         self._known.told(unknown)
 
     def insert_block(self, block: DayBlock, *, token: str, query_id: str) -> None:
-        columns = SampleColumns(
-            gpu=block.gpu,
-            labels=block.labels,
-            metric_code=block.metric_code,
-            metric_names=block.metric_names,
-            ts_ms=block.ts_ms,
-            value=block.value,
-            session=block.session,
-            seq=block.seq,
-        )
-        insert_samples(self._connection, columns, token=token, query_id=query_id)
+        insert_samples(self._connection, block.columns, token=token, query_id=query_id)
 
     def count_block(self, probes: Sequence[Probe]) -> Mapping[Address, int]:
         # The probed row is there or not, and with it all rows of the batch on that day: one block, one part (R15).

@@ -19,6 +19,7 @@ import numpy as np
 
 from clickhouse.client import StoreAddress, StoreConnection
 from clickhouse.insert import SampleColumns, sample_block
+from clickhouse.native import Keys
 from clickhouse.schema import SAMPLE_COLUMNS
 from loadtest.bench.frame import Figure, Settings, compare
 from loadtest.bench.processes import Program, Role, free_port, programs
@@ -70,7 +71,7 @@ def insert_only_s(settings: Settings, rows: int) -> float:
     """Seconds to insert prepared blocks of the same rows."""
     directory = settings.directory / "collector-baseline"
     with programs() as started:
-        store, url = _store(started, directory)
+        store, url = fresh_store(started, directory)
         store.wait_ready()
         inserter = Role(_insert_prepared, url, rows)
         try:
@@ -88,11 +89,12 @@ def _insert_prepared(go: Callable[[], None], url: str, rows: int) -> float:
     blocks = []
     for number in range(rows // BLOCK_ROWS):
         ts_ms, device, metric, value = columns(number, BLOCK_ROWS, start_ms)
-        seq = (np.arange(BLOCK_ROWS) + number * BLOCK_ROWS) // BATCH_ROWS
-        session = np.full(BLOCK_ROWS, 7, dtype=np.uint64)
-        blocks.append(
-            sample_block(SampleColumns(keys[device], labels[device], metric, METRICS, ts_ms, value, session, seq))
-        )
+        batch = np.arange(BLOCK_ROWS) // BATCH_ROWS
+        batches = BLOCK_ROWS // BATCH_ROWS
+        session = Keys(batch, np.full(batches, 7, dtype=np.uint64))
+        seq = Keys(batch, np.arange(number * batches, (number + 1) * batches, dtype=np.uint64))
+        gpu, label_set = Keys(device, keys), Keys(device, labels)
+        blocks.append(sample_block(SampleColumns(gpu, label_set, metric, METRICS, ts_ms, value, session, seq)))
     connections = [StoreConnection(StoreAddress(url=url)) for _ in range(2)]
 
     def work(which: int) -> None:
@@ -117,7 +119,7 @@ def collect_s(settings: Settings, rows: int) -> tuple[float, dict[str, Any]]:
     """Seconds that a collector takes for a backlog of ``rows``, and what each process used."""
     directory = settings.directory / "collector"
     with programs() as started:
-        store, url = _store(started, directory)
+        store, url = fresh_store(started, directory)
         broker_url = f"tcp://127.0.0.1:{free_port()}"
         arguments = ["serve", "--data-dir", str(directory / "broker"), "--bind", broker_url]
         arguments += ["--admin-bind", f"tcp://127.0.0.1:{free_port()}"]
@@ -129,7 +131,7 @@ def collect_s(settings: Settings, rows: int) -> tuple[float, dict[str, Any]]:
             Program("rollup", "clickhouse.cli", ["rollup", "--url", url, "--interval", "1s"], directory, free_port())
         )
         started[-1].wait_ready()
-        feeder = Role(_fill, broker_url, rows)
+        feeder = Role(fill, broker_url, rows)
         try:
             feeder.ready(120)
             feeder.go()
@@ -141,7 +143,7 @@ def collect_s(settings: Settings, rows: int) -> tuple[float, dict[str, Any]]:
         arguments = ["--connect", broker_url, "--clickhouse", url]
         collector = Program("collector", "consumers.cli", arguments, directory, port)
         started.append(collector)
-        seconds, figures = _drain(port, rows)
+        seconds, figures = drain(port, rows)
         cpu = {program.name: program.cpu_seconds() - before.get(program.name, 0.0) for program in started}
     shutil.rmtree(directory, ignore_errors=True)
     return seconds, {
@@ -153,7 +155,8 @@ def collect_s(settings: Settings, rows: int) -> tuple[float, dict[str, Any]]:
     }
 
 
-def _store(started: list[Program], directory: Any) -> tuple[Program, str]:
+def fresh_store(started: list[Program], directory: Any) -> tuple[Program, str]:
+    """A store on an empty directory, with its address; it may not be ready yet."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     port = free_port()
@@ -167,23 +170,24 @@ def _start_ms(rows: int) -> int:
     return time.time_ns() // 1_000_000 - (rows // (GPUS * len(METRICS)) + 10) * 1000
 
 
-def _fill(go: Callable[[], None], url: str, rows: int) -> None:
+def fill(go: Callable[[], None], url: str, rows: int, batch_rows: int = BATCH_ROWS) -> None:
+    """Publish ``rows`` in batches; returns once the broker has acknowledged all."""
     dictionary = DictionaryEncoder().encode(devices(), METRICS)
     start_ms = _start_ms(rows)
     go()
     with Producer(url) as producer:
-        for number in range(rows // BATCH_ROWS):
-            ts_ms, device, metric, value = columns(number, BATCH_ROWS, start_ms)
+        for number in range(rows // batch_rows):
+            ts_ms, device, metric, value = columns(number, batch_rows, start_ms)
 
             def payload(session: int, seq: int, ts_ms=ts_ms, device=device, metric=metric, value=value) -> bytes:
                 return encode(session, seq, ts_ms * 1_000_000, device, metric, value, dictionary, created_ns=0)
 
-            producer.publish(payload, BATCH_ROWS)
+            producer.publish(payload, batch_rows)
         if not producer.flush(TIMEOUT_S):
             raise RuntimeError("the broker did not take the backlog in time")
 
 
-def _drain(port: int, rows: int) -> tuple[float, dict[str, Any]]:
+def drain(port: int, rows: int) -> tuple[float, dict[str, Any]]:
     """Watch /stats from the first delivery taken until all are settled."""
     until = time.monotonic() + TIMEOUT_S
     begun = 0.0

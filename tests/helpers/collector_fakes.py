@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from clickhouse.errors import OutcomeUnknown, StoreRefused, StoreUnavailable
+from clickhouse.insert import SampleColumns
+from clickhouse.native import flat
 from consumers.dictionary import DictionaryKeys
 from consumers.merge import Address, DayBlock, Probe
 from consumers.rejects import RejectBlock
@@ -78,6 +80,11 @@ class FakeStore:
         return found
 
 
+def row_by_row(columns: SampleColumns) -> SampleColumns:
+    """The same with every key in its row, no codes."""
+    return columns._replace(**{name: flat(getattr(columns, name)) for name in ("gpu", "labels", "session", "seq")})
+
+
 class FakeSession:
     def __init__(self, store: FakeStore, boot_id: str) -> None:
         self._store = store
@@ -126,21 +133,22 @@ class FakeSession:
                 self._store.labels.update(keys.labels.tolist())
 
     def insert_block(self, block: DayBlock, *, token: str, query_id: str) -> None:
-        addresses = list(dict.fromkeys(Address(s, q) for s, q in zip(block.session.tolist(), block.seq.tolist())))
+        columns = row_by_row(block.columns)
+        addresses = list(dict.fromkeys(Address(s, q) for s, q in zip(columns.session.tolist(), columns.seq.tolist())))
         if self._store.refuses(addresses):
             raise StoreRefused("cannot parse", 27, permanent=True)
 
         def commit() -> None:
-            assert set(block.labels.tolist()) <= self._store.labels, "rows before their label sets"
+            assert set(columns.labels.tolist()) <= self._store.labels, "rows before their label sets"
             for i in range(block.rows):
                 self._store.rows[
-                    int(block.session[i]),
-                    int(block.seq[i]),
+                    int(columns.session[i]),
+                    int(columns.seq[i]),
                     block.day,
-                    int(block.gpu[i]),
-                    block.metric_names[int(block.metric_code[i])],
-                    int(block.ts_ms[i]),
-                    float(block.value[i]),
+                    int(columns.gpu[i]),
+                    columns.metric_names[int(columns.metric_code[i])],
+                    int(columns.ts_ms[i]),
+                    float(columns.value[i]),
                 ] += 1
 
         self._insert("samples", token, query_id, block.rows, commit)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from clickhouse.client import StoreAddress, StoreConnection, assert_server
 from clickhouse.errors import OutcomeUnknown, StoreNotReady, StoreRefused, StoreUnavailable
 from clickhouse.insert import MS_A_DAY, SampleColumns, insert_rejects, insert_samples, sample_block
+from clickhouse.native import Keys, flat
 from clickhouse.queries import Probe, presence, presence_of_rejects
 from clickhouse.schema import SAMPLE_COLUMNS
 from tests.helpers.store import Store, running_store, sample_columns, today_ms
@@ -318,3 +320,15 @@ def test_data_that_cannot_be_read_is_a_permanent_refusal_and_a_missing_table_is_
         empty.insert("nowhere", sample_block(sample_columns(10)), SAMPLE_COLUMNS, token="nowhere")
     assert not caught.value.permanent
     assert empty.query("SELECT 1") == [(1,)]
+
+
+@pytest.mark.parametrize("gpus", [3, 300, 70_000])
+def test_keys_sent_as_codes_are_stored_as_the_keys_they_stand_for(empty: StoreConnection, gpus: int) -> None:
+    """Two of the codes stand for the same key, as GPUs with two label sets do, and one for 0."""
+    rows = 2 * gpus
+    values = np.arange(gpus, dtype=np.uint64) * np.uint64(2**47)
+    values[-1] = values[1]
+    columns = sample_columns(rows)._replace(gpu=Keys(np.arange(rows) % gpus, values))
+    insert_samples(empty, columns, token=f"keys/{gpus}")
+    stored = empty.query("SELECT gpu, count() FROM telemetry.samples GROUP BY gpu ORDER BY gpu")
+    assert stored == sorted(Counter(flat(columns.gpu).tolist()).items())

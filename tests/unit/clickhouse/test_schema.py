@@ -9,7 +9,7 @@ from clickhouse.errors import ERROR_CODES, Outcome, OutcomeUnknown, StoreRefused
 from clickhouse.insert import SampleColumns, sample_block
 from clickhouse.migrate import UnknownMigration, plan
 from clickhouse.migrations import all_migrations
-from clickhouse.native import Coded, low_cardinality, varint
+from clickhouse.native import Coded, Keys, flat, keys, low_cardinality, varint
 from clickhouse.schema import Flavour
 
 
@@ -56,6 +56,15 @@ def test_a_block_without_rows_is_refused() -> None:
 def test_keys_of_a_text_column_are_as_narrow_as_its_values_allow(values: int, width: int) -> None:
     data = low_cardinality(Coded(np.array([0, values - 1]), [f"m{i}" for i in range(values)]))
     assert len(data[-1]) == 2 * width
+
+
+@pytest.mark.parametrize(("values", "rows", "kind"), [(4, 8, "LowCardinality(UInt64)"), (5, 8, "UInt64")])
+def test_keys_travel_as_codes_where_that_is_shorter(values: int, rows: int, kind: str) -> None:
+    column = Keys(np.arange(rows) % values, np.arange(values, dtype=np.uint64) + np.uint64(2**63))
+    told, data = keys(column)
+    assert told == kind
+    assert sum(map(len, data)) == (24 + 8 * values + 8 + rows if kind != "UInt64" else 8 * rows)
+    assert flat(column[np.array([1, 0])]).tolist() == [2**63 + 1, 2**63]
 
 
 def test_sizes_are_leb128() -> None:

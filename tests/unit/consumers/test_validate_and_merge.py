@@ -10,12 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clickhouse.insert import sample_block
+from clickhouse.native import flat
 from consumers.decode import decode
 from consumers.dictionary import DictionaryCache
 from consumers.merge import Address, merge
 from consumers.rows import lay_out
 from consumers.validate import REASONS, Rules, validate
 from telemetry.batch import BatchDecoder, Device
+from tests.helpers.collector_fakes import row_by_row
 from tests.helpers.deliveries import NOON_MS, FakeDelivery, Row, batch_of, delivery_of, gpu, simple_rows
 
 DAY_MS = 86_400_000
@@ -93,11 +96,12 @@ def test_validation_and_merging_agree_with_a_slow_obvious_implementation(batches
 
     got = Counter()
     for block in merged.days:
+        c = row_by_row(block.columns)
         for i in range(block.rows):
             got[
                 (
-                    block.day, int(block.gpu[i]), int(block.labels[i]), block.metric_names[int(block.metric_code[i])],
-                    int(block.ts_ms[i]), float(block.value[i]), int(block.session[i]), int(block.seq[i]),
+                    block.day, int(c.gpu[i]), int(c.labels[i]), c.metric_names[int(c.metric_code[i])],
+                    int(c.ts_ms[i]), float(c.value[i]), int(c.session[i]), int(c.seq[i]),
                 )
             ] += 1  # fmt: skip
     assert got == stored
@@ -118,11 +122,12 @@ def test_validation_and_merging_agree_with_a_slow_obvious_implementation(batches
 def test_every_probe_names_a_row_of_its_batch_and_counts_its_rows(batches):
     merged = run(delivery_of([(7, seq, rows) for seq, rows in enumerate(batches)], appended_ms=NOON_MS))
     for block in merged.days:
-        counts = Counter(block.seq.tolist())
+        c = row_by_row(block.columns)
+        counts = Counter(c.seq.tolist())
         for probe in block.probes():
-            i = block.seq.tolist().index(probe.seq)
-            assert (probe.gpu, probe.ts_ms) == (int(block.gpu[i]), int(block.ts_ms[i]))
-            assert probe.metric == block.metric_names[int(block.metric_code[i])]
+            i = c.seq.tolist().index(probe.seq)
+            assert (probe.gpu, probe.ts_ms) == (int(c.gpu[i]), int(c.ts_ms[i]))
+            assert probe.metric == c.metric_names[int(c.metric_code[i])]
             assert probe.rows == counts.pop(probe.seq)
         assert not counts
 
@@ -132,7 +137,7 @@ def test_r17_validation_does_not_depend_on_the_present():
     rows = [Row(NOON_MS - DAY_MS, gpu(0), "m", 1.0), Row(NOON_MS - 3 * DAY_MS, gpu(0), "m", 2.0)]
     for _ in range(2):
         merged = run(delivery_of([(1, 1, rows)], appended_ms=NOON_MS))
-        assert [block.value.tolist() for block in merged.days] == [[1.0]]
+        assert [block.columns.value.tolist() for block in merged.days] == [[1.0]]
         assert merged.rejected is not None
         assert [REASONS[code] for code in merged.rejected.reason] == ["too_far_past"]
 
@@ -149,7 +154,7 @@ def test_each_batch_is_judged_by_its_own_time_of_append():
     bodies = [batch_of(rows, 1, 1), batch_of(rows, 1, 2)]
     delivery = FakeDelivery(bodies, [(1, 1), (1, 2)], [NOON_MS, NOON_MS + 3 * DAY_MS])
     merged = run(delivery)
-    assert merged.days[0].seq.tolist() == [1]
+    assert flat(merged.days[0].columns.seq).tolist() == [1]
     assert merged.rejected.index.tolist() == [1]
 
 
@@ -167,11 +172,10 @@ def test_r02_the_same_range_gives_the_same_blocks_on_every_attempt():
     other = delivery_of([(9, 9, simple_rows(500, gpus=200))])
     lay_out(decode(other.records, other.payloads(), decoder), warm)
 
-    def block_bytes(cache: DictionaryCache, one: BatchDecoder) -> list[bytes]:
+    def block_bytes(cache: DictionaryCache, one: BatchDecoder) -> bytes:
         rows = lay_out(decode(delivery.records, delivery.payloads(), one), cache)
         (block,) = merge(rows, validate(rows, RULES, is_blank)).days
-        columns = (block.gpu, block.labels, block.metric_code, block.ts_ms, block.value, block.session, block.seq)
-        return [column.tobytes() for column in columns]
+        return sample_block(block.columns)
 
     assert block_bytes(warm, decoder) == block_bytes(DictionaryCache(canonical), BatchDecoder())
 
@@ -197,14 +201,14 @@ def test_r01_a_batch_that_stands_twice_in_one_range_is_taken_once():
 def test_r01_every_row_carries_the_address_of_its_batch():
     merged = run(delivery_of([(2**64 - 1, 2**63, simple_rows(3)), (5, 0, simple_rows(2))]))
     (block,) = merged.days
-    assert block.session.tolist() == [2**64 - 1] * 3 + [5] * 2
-    assert block.seq.tolist() == [2**63] * 3 + [0] * 2
+    assert flat(block.columns.session).tolist() == [2**64 - 1] * 3 + [5] * 2
+    assert flat(block.columns.seq).tolist() == [2**63] * 3 + [0] * 2
 
 
 def test_a_part_of_a_block_holds_exactly_the_named_batches():
     (block,) = run(delivery_of([(1, seq, simple_rows(seq + 1)) for seq in range(6)])).days
     part = block.only([Address(1, 2), Address(1, 5)])
-    assert part.seq.tolist() == [2] * 3 + [5] * 6
+    assert flat(part.columns.seq).tolist() == [2] * 3 + [5] * 6
     assert part.rows == 9
 
 
@@ -212,9 +216,9 @@ def test_metric_codes_of_different_dictionaries_meet_under_one_name():
     rows_a = [Row(NOON_MS, gpu(0), "DCGM_FI_DEV_GPU_TEMP", 1.0), Row(NOON_MS, gpu(0), "other", 2.0)]
     rows_b = [Row(NOON_MS, gpu(1), "other", 3.0), Row(NOON_MS, gpu(1), "GPU_TEMP_CELSIUS", 4.0)]
     (block,) = run(delivery_of([(1, 1, rows_a), (1, 2, rows_b)])).days
-    names = [block.metric_names[code] for code in block.metric_code.tolist()]
+    names = [block.columns.metric_names[code] for code in block.columns.metric_code.tolist()]
     assert names == ["DCGM_FI_DEV_GPU_TEMP", "other", "other", "DCGM_FI_DEV_GPU_TEMP"]
-    assert block.gpu.tolist() == [gpu(0).gpu_key] * 2 + [gpu(1).gpu_key] * 2
+    assert flat(block.columns.gpu).tolist() == [gpu(0).gpu_key] * 2 + [gpu(1).gpu_key] * 2
 
 
 def test_a_fleet_of_old_and_new_exporters_meets_in_one_unit():
@@ -223,13 +227,13 @@ def test_a_fleet_of_old_and_new_exporters_meets_in_one_unit():
     new = [Row(NOON_MS, gpu(1), "SM_CLOCK_HZ", 1500e6)]
     for batches in ((old, new), (new, old)):
         (block,) = run(delivery_of([(1, seq, rows) for seq, rows in enumerate(batches)])).days
-        assert block.value.tolist() == [pytest.approx(1500.0)] * 2
+        assert block.columns.value.tolist() == [pytest.approx(1500.0)] * 2
 
 
 def test_newer_units_are_brought_to_the_classic_ones():
     (block,) = run(delivery_of([(1, 1, [Row(NOON_MS, gpu(0), "SM_CLOCK_HZ", 1_980e6)])])).days
-    assert block.metric_names[int(block.metric_code[0])] == "DCGM_FI_DEV_SM_CLOCK"
-    assert block.value[0] == pytest.approx(1980.0)
+    assert block.columns.metric_names[int(block.columns.metric_code[0])] == "DCGM_FI_DEV_SM_CLOCK"
+    assert block.columns.value[0] == pytest.approx(1980.0)
 
 
 def test_the_dictionary_cache_is_bounded_and_still_right_after_an_entry_went():
