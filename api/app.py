@@ -23,6 +23,7 @@ from api.caching import AnswerCache
 from api.directory import Directory
 from api.errors import ProblemApi
 from api.hub import Hub
+from api.latest import Latest
 from api.limits import install_limits
 from api.monitor import Monitor
 from api.resources import BLUEPRINTS
@@ -167,13 +168,10 @@ def create_app(
     app.extensions.update(registry=registry, health=health, hub=hub, uploads=uploads, submissions=submissions)
     app.extensions.update(settings=settings, store=store, broker=broker, monitor=monitor, directory=Directory(store))
 
-    evaluator = Evaluator(
-        store,
-        app.extensions["directory"],
-        load_rules(settings.rules_file),
-        monitor.numbers,
-        {"max_execution_time": max(1, round(settings.query_seconds_max))},
-    )
+    limits = {"max_execution_time": max(1, round(settings.query_seconds_max))}
+    app.extensions["latest"] = Latest(store, limits)
+    rules = load_rules(settings.rules_file)
+    evaluator = Evaluator(store, app.extensions["directory"], rules, monitor.numbers, limits)
     app.extensions["alerts"] = alerts = Alerts(
         evaluator,
         state_file=settings.state_dir / "silences.json" if settings.state_dir else None,

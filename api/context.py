@@ -7,6 +7,7 @@ from typing import Any
 from flask import current_app
 
 from api.directory import Directory
+from api.latest import Latest
 from api.settings import Settings
 
 
@@ -21,6 +22,11 @@ def store() -> Any:
 
 def directory() -> Directory:
     found: Directory = current_app.extensions["directory"]
+    return found
+
+
+def latest() -> Latest:
+    found: Latest = current_app.extensions["latest"]
     return found
 
 

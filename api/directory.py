@@ -108,6 +108,8 @@ class Directory:
         taken = self._clock()
         gpus = {gpu.gpu_id: gpu for gpu in inventory.gpus(self._store) if gpu.gpu_id}
         documents = {gpu.gpu_id: _document(gpu) for gpu in gpus.values()}
+        # What most samples stand under: it need not be asked for GPU by GPU.
+        self._remember({gpu.labels: LabelSet.of(gpu) for gpu in gpus.values() if gpu.labels not in self._labels})
         self._snapshot = found = Snapshot(taken, gpus, documents, {gpu.key: gpu for gpu in gpus.values()})
         self._cost_seconds = time.monotonic() - began
         return found
@@ -125,10 +127,13 @@ class Directory:
         pairs = set(pairs)
         missing = [pair for pair in pairs if pair[1] not in cache]
         if missing:
-            cache.update(inventory.label_sets(self._store, missing))
-            while len(cache) > LABEL_SETS_MAX:
-                cache.popitem(last=False)
+            self._remember(inventory.label_sets(self._store, missing))
         return {labels: cache[labels] for _, labels in pairs if labels in cache}
+
+    def _remember(self, found: dict[int, LabelSet]) -> None:
+        self._labels.update(found)
+        while len(self._labels) > LABEL_SETS_MAX:
+            self._labels.popitem(last=False)
 
     def ids(self, snapshot: Snapshot, sort: str) -> Iterator[str]:
         """Ids of a snapshot, ordered by a field of the documents, then by id; "-" before it turns it round."""

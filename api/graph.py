@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from flask import Response, current_app, jsonify, request
+from flask import Response, jsonify, request
 from flask_smorest import Blueprint
 from graphql import (
     DocumentNode,
@@ -32,7 +32,7 @@ from api import context
 from api.described import described
 from api.directory import status
 from api.errors import Problem
-from api.resources.gpus import LATEST_MS, detail
+from api.resources.gpus import detail
 from api.resources.hosts import by_host
 from api.resources.hosts import document as host_document
 from api.resources.series import chosen_step_ms
@@ -282,10 +282,7 @@ class _Gpu:
         self.status = status(self._gpu.last_seen_ms, directory.now_ms())
 
     def latest(self, info: Any) -> list[dict[str, Any]]:
-        since_ms = self._gpu.last_seen_ms - LATEST_MS
-        rows = samples.latest(
-            current_app.extensions["store"], [self._gpu.key], since_ms=since_ms, settings=context.query_limits()
-        )
+        rows = context.latest().rows([self._gpu])
         found: list[dict[str, Any]] = detail(context.directory(), self._gpu, rows)["latest"]
         return found
 

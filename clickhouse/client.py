@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import clickhouse_connect
 import clickhouse_connect.common
 import lz4.frame
+import orjson
 import urllib3
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
@@ -128,6 +129,14 @@ def _tls(address: StoreAddress) -> dict[str, Any]:
     return options
 
 
+_COUNTED: Final = {
+    "exact_rows_before_limit": 1,
+    "output_format_json_quote_64bit_integers": 0,
+    # JSON has no numbers for NaN and the infinities; Python's float() reads their names.
+    "output_format_json_quote_denormals": 1,
+}
+
+
 class _Reader(ABC):
     """Questions, common to connection and pool. Parameters are always bound by the server: ``{name:Type}``."""
 
@@ -141,13 +150,14 @@ class _Reader(ABC):
         result = self._ask(lambda c: c.query(sql, parameters=bound, settings=given, tz_mode="aware"))
         return list(result.result_rows)
 
-    def query_columns(
+    def query_counted(
         self, sql: str, params: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """The same by column: name -> NumPy array (numbers, datetime64) or list (the rest)."""
-        result = self._ask(lambda c: c.query_np(sql, parameters=_bound(params), settings=dict(settings or {})))
-        names = result.dtype.names if hasattr(result, "dtype") and result.dtype.names else ()
-        return {name: result[name] for name in names}
+    ) -> tuple[list[tuple[Any, ...]], int]:
+        """Rows of a SELECT with LIMIT, and how many there would be without. Numbers and texts only."""
+        exactly = {**_COUNTED, **(settings or {})}
+        found = orjson.loads(self.query_bytes(sql, params, exactly, "JSONCompact"))
+        # Without a LIMIT that took effect the number is left out by some versions.
+        return [tuple(row) for row in found["data"]], found.get("rows_before_limit_at_least", found["rows"])
 
     def query_arrow(
         self, sql: str, params: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None

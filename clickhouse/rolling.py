@@ -23,6 +23,10 @@ from telemetry.service import Service
 CHECK_SECONDS: Final = 60.0
 """How often the newest rows are looked at for batches that are stored twice (R19)."""
 
+REST_A_LOOK: Final = 2.0
+"""Rest at least so many times as long as the look took: while a backlog drains, rows come first. A rollup reads raw rows
+several times as fast as they can be inserted, so a third of the time is enough to keep up."""
+
 
 class RollupProcess:
     """Looks every ``interval_s`` seconds. Whatever goes wrong with the store is waited out."""
@@ -69,7 +73,7 @@ class RollupProcess:
                     self._service.log.error(
                         "batches are stored twice: run `telemetry-clickhouse verify`", extra={"batches": self._doubled}
                     )
-            self._service.stopping.wait(self._interval_s)
+            self._service.stopping.wait(max(self._interval_s, REST_A_LOOK * progress.seconds))
 
     def _told(self, progress: Progress) -> None:
         self._looks += 1

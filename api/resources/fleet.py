@@ -16,7 +16,6 @@ from api.params import Parameters, plain
 from api.resources.hosts import by_host
 from api.schemas import FleetSchema
 from api.times import format_ms
-from clickhouse.queries import samples
 from clickhouse.queries.inventory import Gpu
 from telemetry.catalogue import CATALOGUE, canonical
 
@@ -60,13 +59,8 @@ class Fleet(MethodView):
         snapshot = directory.snapshot()
         now_ms = directory.now_ms()
         newest_ms = max((gpu.last_seen_ms for gpu in snapshot.gpus.values()), default=now_ms)
-        rows = samples.latest(
-            context.store(),
-            (),
-            since_ms=min(now_ms, newest_ms) - RECENT_MS,
-            metrics=tuple({metric, POWER, *WORK}),
-            settings=context.query_limits(),
-        )
+        wanted = tuple({metric, POWER, *WORK})
+        rows = context.latest().of_metrics(wanted, min(now_ms, newest_ms) - RECENT_MS)
         values = {(gpu, name): value for gpu, name, _, value in rows}
         hosts = by_host(snapshot)
         known = CATALOGUE.get(metric)

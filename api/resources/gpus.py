@@ -17,15 +17,12 @@ from api.directory import Directory, status
 from api.params import PageParameters, plain
 from api.schemas import GpuDetailSchema, GpuListSchema
 from api.times import format_ms
-from clickhouse.queries import samples
 from clickhouse.queries.inventory import Gpu
 from telemetry.catalogue import CATALOGUE
 
 blueprint = Blueprint("gpus", __name__, url_prefix="/api/v1/gpus", description="GPUs and their latest values")
 
 SORTS: Final = ("id", "hostname", "gpu_index", "model_name", "device", "first_seen", "last_seen")
-LATEST_MS: Final = 3_600_000
-"""A metric's latest value is looked for in the hour before its GPU was last seen."""
 
 
 class GpuListParameters(PageParameters):
@@ -101,13 +98,13 @@ class GpuDetail(MethodView):
     @blueprint.response(200, GpuDetailSchema)
     @described(blueprint, "getGpu", "One GPU with its latest values")
     def get(self, gpu_id: str) -> Response:
-        """The GPU's labels, who holds it, and the latest value of every metric with its unit."""
+        """The GPU's labels, who holds it, and the latest value of every metric with its unit.
+
+        A metric's latest value is looked for in the hour before the GPU was last seen.
+        """
         directory = context.directory()
         gpu = directory.gpu(gpu_id)
-        rows = samples.latest(
-            context.store(), [gpu.key], since_ms=gpu.last_seen_ms - LATEST_MS, settings=context.query_limits()
-        )
-        return jsonify(detail(directory, gpu, rows))
+        return jsonify(detail(directory, gpu, context.latest().rows([gpu])))
 
 
 def detail(directory: Directory, gpu: Gpu, rows: list[tuple[int, str, int, float]]) -> dict[str, Any]:

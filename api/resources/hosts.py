@@ -16,10 +16,9 @@ from api.described import described
 from api.directory import Snapshot, status
 from api.errors import Problem
 from api.params import PageParameters, plain
-from api.resources.gpus import LATEST_MS, detail
+from api.resources.gpus import detail
 from api.schemas import HostDetailSchema, HostListSchema
 from api.times import format_ms
-from clickhouse.queries import samples
 from clickhouse.queries.inventory import Gpu
 
 blueprint = Blueprint("hosts", __name__, url_prefix="/api/v1/hosts", description="Hosts and their GPUs")
@@ -101,12 +100,8 @@ class HostDetail(MethodView):
         gpus = by_host(directory.snapshot()).get(name) or by_host(directory.snapshot(fresh=True)).get(name)
         if not gpus:
             raise Problem(404, f"no host {name!r} was ever seen; GET /api/v1/hosts lists those that were")
-        since_ms = max(gpu.last_seen_ms for gpu in gpus) - LATEST_MS
-        rows = samples.latest(
-            context.store(), [gpu.key for gpu in gpus], since_ms=since_ms, settings=context.query_limits()
-        )
         by_gpu: dict[int, list[Any]] = {}
-        for row in rows:
+        for row in context.latest().rows(gpus):
             by_gpu.setdefault(row[0], []).append(row)
         found = document(name, gpus, directory.now_ms())
         found["gpu_list"] = [detail(directory, gpu, by_gpu.get(gpu.key, [])) for gpu in gpus]

@@ -11,6 +11,7 @@ from flask.views import MethodView
 from flask_smorest import Blueprint
 
 from api import context
+from api.caching import cached
 from api.described import described
 from api.errors import Problem
 from api.params import SeriesParameters
@@ -65,6 +66,7 @@ def _before_raw(wanted: Filter) -> bool:
 class GpuSeries(MethodView):
     """Series of one GPU."""
 
+    @cached(1)
     @blueprint.arguments(SeriesParameters, location="query")
     @blueprint.response(200, SeriesSchema)
     @described(blueprint, "getGpuSeries", "Series of one GPU for charts")

@@ -23,8 +23,8 @@ from telemetry.catalogue import canonical
 
 blueprint = Blueprint("telemetry", __name__, url_prefix="/api/v1", description="Samples as they were measured")
 
-CURSOR_KINDS: Final = (str, int, int, str, int, int, float, int)
-"""Order, then a sample's key, then how many rows with that key were given."""
+CURSOR_KINDS: Final = (str, int, int, str, float, int, int)
+"""Order, then a sample, then how many samples like it were given."""
 
 
 def metric_names(query: dict[str, Any]) -> tuple[str, ...]:
@@ -42,7 +42,7 @@ def page_of(wanted: Filter, query: dict[str, Any], document: Any, **head: Any) -
         order, *key, given = paging.decode_cursor(query["cursor"], CURSOR_KINDS)
         if order not in ("asc", "desc") or given < 0:
             paging.decode_cursor("", ())
-        before = Cursor((key[0], key[1], key[2], key[3], key[4], float(key[5])), min(given, 1_000_000))
+        before = Cursor(Sample(key[0], key[1], key[2], float(key[3]), key[4]), min(given, 1_000_000))
         rows = samples.page_after(store, wanted, before, order=order, limit=size + 1, settings=limits)
     else:
         offset = (query["page"] - 1) * size

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from clickhouse.embedded import codecs, formats
 from clickhouse.embedded.engine import Engine, EngineError, Handle, Ticket, quoted_name
+from clickhouse.embedded.ready import ReadyHandles
 from clickhouse.embedded.request import Request
 from clickhouse.embedded.response import Response
 from clickhouse.embedded.sessions import TIMEOUT_SECONDS, Sessions
@@ -28,6 +29,11 @@ class Executor:
     def __init__(self, engine: Engine, sessions: Sessions) -> None:
         self._engine = engine
         self._sessions = sessions
+        self._ready = ReadyHandles(engine)
+
+    def close(self) -> None:
+        """Let go of the handles that stand ready."""
+        self._ready.close()
 
     def run(self, request: Request, statement: Statement, user: User, query_id: str, response: Response) -> int:
         """Run and fill the response. Returns the rows inserted. Raises :class:`EngineError`."""
@@ -37,11 +43,10 @@ class Executor:
         if statement.verb == "KILL":
             # Before the engine's own KILL ... SYNC, which waits for what is shown of an insert that is still coming.
             killed = self._engine.kill_announced((literals(statement.sql) | set(request.bound.values())) - {query_id})
-        with self._handle(request, user) as handle:
-            with self._prepared(handle, request, statement, user, query_id):
-                if statement.data is not None:
-                    return _insert(handle, request, statement, response)
-                _select(handle, request, statement, response)
+        with self._prepared(request, statement, user, query_id) as handle:
+            if statement.data is not None:
+                return _insert(handle, request, statement, response)
+            _select(handle, request, statement, response)
         if killed and "SYNC" in statement.sql.upper():
             self._engine.wait_over(killed, self._engine.limits.execution_seconds)
         return 0
@@ -56,13 +61,12 @@ class Executor:
         if statement is None or statement.data is None or request.params.get("session_id"):
             yield
             return
-        with self._handle(request, user) as handle:
-            with self._prepared(handle, request, statement, user, query_id):
-                end = handle.announce_insert(statement.sql, statement.format)
-                try:
-                    yield
-                finally:
-                    end()
+        with self._prepared(request, statement, user, query_id) as handle:
+            end = handle.announce_insert(statement.sql, statement.format)
+            try:
+                yield
+            finally:
+                end()
 
     @contextmanager
     def _handle(self, request: Request, user: User) -> Iterator[Handle]:
@@ -76,29 +80,36 @@ class Executor:
             yield handle
 
     @contextmanager
-    def _prepared(
-        self, handle: Handle, request: Request, statement: Statement, user: User, query_id: str
-    ) -> Iterator[None]:
-        """Database and settings of this request; a session gets its own back afterwards."""
+    def _prepared(self, request: Request, statement: Statement, user: User, query_id: str) -> Iterator[Handle]:
+        """A handle with database and settings of this request; a session gets its own back afterwards."""
         in_session = bool(request.params.get("session_id"))
-        settings = {**self._bounds(request, statement), "log_comment": query_id}
-        before = self._values(handle, settings) if in_session and not statement.changes_session else {}
         database = request.params.get("database") or request.headers.get("X-ClickHouse-Database", "")
-        handle.set(settings, database)
-        for table in request.external:
-            handle.run(f"CREATE TEMPORARY TABLE {quoted_name(table.name)} ({table.structure})")
-            handle.insert(f"INSERT INTO {quoted_name(table.name)}", table.format, table.data)
-        # Last, because nothing can be set after it. A session keeps its own rights: it belongs to one user.
-        if user.readonly or (request.method in ("GET", "HEAD") and not in_session):
-            if not in_session or str(handle.run("SELECT getSetting('readonly')")).strip() == "0":
+        settings = self._bounds(request, statement)
+        reads = user.readonly or (request.method in ("GET", "HEAD") and not in_session)
+        strictly = request.params.get("readonly") == "1"
+        if statement.streams and not in_session and not strictly and not request.external:
+            kind = (database, reads, tuple(sorted(settings.items())))
+            with self._ready.use(kind, lambda handle: _prepare(handle, settings, database, reads)) as handle:
+                handle.set({"log_comment": query_id})
+                yield handle
+            return
+        settings["log_comment"] = query_id
+        with self._handle(request, user) as handle:
+            before = self._values(handle, settings) if in_session and not statement.changes_session else {}
+            handle.set(settings, database)
+            for table in request.external:
+                handle.run(f"CREATE TEMPORARY TABLE {quoted_name(table.name)} ({table.structure})")
+                handle.insert(f"INSERT INTO {quoted_name(table.name)}", table.format, table.data)
+            # Last, because nothing can be set after it. A session keeps its own rights: it belongs to one user.
+            if reads and (not in_session or str(handle.run("SELECT getSetting('readonly')")).strip() == "0"):
                 handle.set({"readonly": "2"})
-        if request.params.get("readonly") == "1":
-            handle.set({"readonly": "1"})
-        try:
-            yield
-        finally:
-            if before:
-                handle.set(before)
+            if strictly:
+                handle.set({"readonly": "1"})
+            try:
+                yield handle
+            finally:
+                if before:
+                    handle.set(before)
 
     def _bounds(self, request: Request, statement: Statement) -> dict[str, str]:
         limits = self._engine.limits
@@ -122,6 +133,12 @@ class Executor:
         names = ", ".join(f"'{name}'" for name in settings if self._engine.knows(name))
         rows = str(handle.run(f"SELECT name, value FROM system.settings WHERE name IN ({names})", "TSVRaw"))
         return dict(line.split("\t", 1) for line in rows.splitlines())
+
+
+def _prepare(handle: Handle, settings: dict[str, str], database: str, reads: bool) -> None:
+    handle.set(settings, database)
+    if reads:
+        handle.set({"readonly": "2"})
 
 
 def _insert(handle: Handle, request: Request, statement: Statement, response: Response) -> int:

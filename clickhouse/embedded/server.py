@@ -106,6 +106,7 @@ class StoreServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.watcher.stop()
         # Idle connections first: their threads wait for a next request that must not come any more.
         self._shut(socket.SHUT_RD)
+        self.executor.close()
         killed = self.engine.close(drain_seconds)
         self.sessions.close()
         self._shut(socket.SHUT_RDWR)

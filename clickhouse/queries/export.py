@@ -23,7 +23,7 @@ SELECT s.ts AS timestamp, toString(d.gpu_id) AS gpu_id, toString(s.metric) AS me
        toString(d.device) AS device, toString(d.hostname) AS hostname
 FROM (SELECT * FROM samples WHERE {where}) AS s
 ANY LEFT JOIN (SELECT labels, gpu_id, device, hostname FROM devices WHERE {devices}) AS d ON s.labels = d.labels
-ORDER BY s.ts {order}, s.gpu {order}, s.metric {order}, s._session {order}, s._seq {order}, s.value {order}
+ORDER BY s.ts {order}, s.gpu {order}, s.metric {order}, s.value {order}, s.labels {order}
 """
 
 

@@ -12,6 +12,20 @@ class Reader(Protocol):
     def query(self, sql: str, params: Any = None, settings: Any = None) -> list[tuple[Any, ...]]: ...
 
 
+class ArrowReader(Reader, Protocol):
+    """And what questions with many rows need."""
+
+    def query_arrow(self, sql: str, params: Any = None, settings: Any = None) -> Any: ...
+
+
+class CountingReader(Reader, Protocol):
+    """And what pages with a total need."""
+
+    def query_counted(
+        self, sql: str, params: Any = None, settings: Any = None
+    ) -> tuple[list[tuple[Any, ...]], int]: ...
+
+
 class Gpu(NamedTuple):
     """A GPU by its newest label set. Times are milliseconds since the epoch; 0 = no sample is stored any more."""
 
@@ -28,15 +42,17 @@ class Gpu(NamedTuple):
     namespace: str
     job: str
     extra: dict[str, str]
+    labels: int
+    """Key of this label set."""
     first_seen_ms: int
     last_seen_ms: int
 
 
 _DEVICES = """
 SELECT gpu, newest.1, newest.2, newest.3, newest.4, newest.5, newest.6, newest.7, newest.8, newest.9, newest.10,
-       newest.11, newest.12
+       newest.11, newest.12, newest.13
 FROM (SELECT gpu, argMax((gpu_id, uuid, hostname, gpu_index, device, model, cluster, container, pod, namespace, job,
-                          extra), seen) AS newest
+                          extra, labels), seen) AS newest
       FROM devices GROUP BY gpu)
 """
 
@@ -55,7 +71,7 @@ def gpus(store: Reader) -> list[Gpu]:
     """Every GPU that ever had a sample or is known by its labels, in no order."""
     seen = {int(gpu): (int(first), int(last)) for gpu, first, last in store.query(_SEEN)}
     return [
-        Gpu(int(row[0]), *row[1:12], dict(row[12]), *seen.get(int(row[0]), (0, 0)))  # type: ignore[arg-type]
+        Gpu(int(row[0]), *row[1:12], dict(row[12]), int(row[13]), *seen.get(int(row[0]), (0, 0)))  # type: ignore[arg-type]
         for row in store.query(_DEVICES)
     ]
 
@@ -72,6 +88,11 @@ class LabelSet(NamedTuple):
     pod: str
     namespace: str
     job: str
+
+    @classmethod
+    def of(cls, gpu: Gpu) -> LabelSet:
+        """The one that a GPU has now."""
+        return cls(*(getattr(gpu, name) for name in cls._fields))
 
 
 UNKNOWN = LabelSet("", "", "", "", "", "", "", "", "")

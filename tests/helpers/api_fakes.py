@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
+
 from api.errors import BrokerAway
 from clickhouse.errors import StoreUnavailable
 
-DEVICE = (1, "GPU-1", "GPU-1", "host-1", "0", "nvidia0", "H100", "", "", "", "", "", {})
+DEVICE = (1, "GPU-1", "GPU-1", "host-1", "0", "nvidia0", "H100", "", "", "", "", "", {}, 11)
 
 
 class RecordingStore:
@@ -36,6 +38,16 @@ class RecordingStore:
                     raise rows
                 return rows
         return []
+
+    def query_counted(self, sql: str, params: Any = None, settings: Any = None) -> tuple[list[Any], int]:
+        rows = self.query(sql, params, settings)
+        return rows, len(rows)
+
+    def query_arrow(self, sql: str, params: Any = None, settings: Any = None) -> pa.Table:
+        """Only ever without rows."""
+        self.query(sql, params, settings)
+        empty = pa.array([], pa.uint64())
+        return pa.table({"gpu": empty, "metric": empty.cast(pa.string()), "t": empty, "value": empty})
 
 
 class FakeReceipt:

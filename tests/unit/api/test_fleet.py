@@ -8,7 +8,7 @@ from clickhouse.queries.inventory import Gpu
 
 def test_the_funnel_only_narrows() -> None:
     def gpu(key: int, pod: str, last_seen_ms: int) -> Gpu:
-        return Gpu(key, f"GPU-{key}", "", "h", "0", "", "", "", "", pod, "", "", {}, 0, last_seen_ms)
+        return Gpu(key, f"GPU-{key}", "", "h", "0", "", "", "", "", pod, "", "", {}, 0, 0, last_seen_ms)
 
     now = 10_000_000
     gpus = [gpu(1, "p", now), gpu(2, "p", now), gpu(3, "", now), gpu(4, "", now), gpu(5, "p", 0)]
