@@ -14,6 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from grafana_foundation_sdk.cog import plugins
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models import dashboard as grafana
+from grafana_foundation_sdk.models.prometheus import Dataquery
 
 from clickhouse.client import StoreAddress, StorePool
 from clickhouse.insert import SampleColumns, insert_devices, insert_samples
@@ -50,6 +54,18 @@ def panels(path: Path) -> list[dict[str, Any]]:
     return [panel for panel in load(path)["panels"] if panel["type"] != "row"]
 
 
+def lost(before: Any, after: Any, place: str = "") -> Iterator[str]:
+    """Where ``after`` lacks what ``before`` says; it may say more."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name, value in before.items():
+            yield from lost(value, after.get(name), f"{place}/{name}")
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for i, pair in enumerate(zip(before, after, strict=True)):
+            yield from lost(*pair, f"{place}/{i}")
+    elif before != after:
+        yield f"{place}: {before!r} became {after!r}"
+
+
 def queries(path: Path, name: str) -> list[tuple[str, str]]:
     """(panel, query) of every target, and of every variable that asks."""
     found = [(panel["title"], target[name]) for panel in panels(path) for target in panel["targets"]]
@@ -66,6 +82,23 @@ def test_the_json_is_what_the_generator_makes() -> None:
         assert (GRAFANA / "dashboards" / name).read_text() == made.text(found), (
             f"{name}: run deploy/grafana/make_dashboards.py"
         )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_grafanas_own_types_know_every_field(path: Path) -> None:
+    """Read into the types that are generated from Grafana's schema and written again, nothing is lost or changed."""
+    plugins.register_default_plugins()
+    ours = load(path)
+    read = grafana.Dashboard.from_json(ours)
+    assert list(lost(ours, json.loads(JSONEncoder().encode(read)))) == []
+    for panel in read.panels or []:
+        if isinstance(panel, grafana.Panel):
+            assert not isinstance(panel.options, dict), f"{panel.title}: no such panel as {panel.type_val}"
+            if path == PIPELINE:
+                assert all(isinstance(target, Dataquery) for target in panel.targets or []), panel.title
+    ours["panels"][0]["gridPos"]["hight"] = 4
+    read = grafana.Dashboard.from_json(ours)
+    assert list(lost(ours, json.loads(JSONEncoder().encode(read)))) == ["/panels/0/gridPos/hight: 4 became None"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
