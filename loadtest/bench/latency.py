@@ -127,12 +127,12 @@ def queryable(settings: Settings, rate: int, seconds: float) -> list[float]:
         arguments = ["--connect", url, "--clickhouse", store, "--linger", "20ms"]
         started.append(Program("collector", "consumers.cli", arguments, directory, free_port()))
         started[-1].wait_ready()
-        producer = Role(_publish_rows, url, rate, seconds)
+        producer = Role(publish_rows, url, rate, seconds)
         try:
             producer.ready()
             with StoreConnection(StoreAddress(url=store)) as conn:
                 producer.go()
-                seen = _watch(conn, int(seconds * PUBLISHES_PER_S))
+                seen = watch(conn, int(seconds * PUBLISHES_PER_S))
             sent = producer.result(PATIENCE_S)
         finally:
             producer.end()
@@ -140,10 +140,12 @@ def queryable(settings: Settings, rate: int, seconds: float) -> list[float]:
     return [seen[seq] - at for seq, at in sorted(sent.items())[first:]]
 
 
-def _publish_rows(go: Callable[[], None], url: str, rate: int, seconds: float) -> dict[int, float]:
+def publish_rows(
+    go: Callable[[], None], url: str, rate: int, seconds: float, publishes_per_s: float = PUBLISHES_PER_S
+) -> dict[int, float]:
     """When each seq was published."""
     dictionary = DictionaryEncoder().encode(devices()[:1000], METRICS)
-    rows = rate // PUBLISHES_PER_S
+    rows = round(rate / publishes_per_s)
     device, metric = (
         (np.arange(rows) // len(METRICS) % 1000).astype("u2"),
         (np.arange(rows) % len(METRICS)).astype("u2"),
@@ -153,8 +155,8 @@ def _publish_rows(go: Callable[[], None], url: str, rate: int, seconds: float) -
     with Producer(url) as producer:
         go()
         begun = time.monotonic()
-        for number in range(int(seconds * PUBLISHES_PER_S)):
-            _sleep_until(begun + number / PUBLISHES_PER_S)
+        for number in range(int(seconds * publishes_per_s)):
+            _sleep_until(begun + number / publishes_per_s)
             at, ts_ns = time.monotonic(), np.full(rows, time.time_ns())
 
             def payload(session: int, seq: int, at: float = at, ts_ns: np.ndarray = ts_ns) -> bytes:
@@ -166,7 +168,7 @@ def _publish_rows(go: Callable[[], None], url: str, rate: int, seconds: float) -
     return sent
 
 
-def _watch(conn: StoreConnection, batches: int) -> dict[int, float]:
+def watch(conn: StoreConnection, batches: int) -> dict[int, float]:
     """When each seq was first seen."""
     seen: dict[int, float] = {}
     floor, quiet_since = 0, time.monotonic()
