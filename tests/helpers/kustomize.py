@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,8 @@ OVERLAYS: Final = ("dev", "staging", "prod")
 COMPONENTS: Final = tuple(
     sorted(p.name for p in (KUSTOMIZE / "components").iterdir() if (p / "kustomization.yaml").exists())
 )
+INSTALLATIONS: Final = (*OVERLAYS, *COMPONENTS)
+"""Everything that can be installed: what holds of the overlays holds of each component."""
 BIN: Final = Path(sys.executable).parent
 
 
@@ -33,15 +35,25 @@ def overlay(name: str) -> list[dict[str, Any]]:
     return render(KUSTOMIZE / "overlays" / name)
 
 
-def with_component(directory: Path, component: str) -> list[dict[str, Any]]:
+@functools.cache
+def with_component(component: str) -> list[dict[str, Any]]:
     """The base with one component on it."""
-    rest = "" if component == "gpu-node" else f"  - {os.path.relpath(KUSTOMIZE / 'base', directory)}\n"
-    (directory / "kustomization.yaml").write_text(
-        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
-        + (f"resources:\n{rest}" if rest else "")
-        + f"components:\n  - {os.path.relpath(KUSTOMIZE / 'components' / component, directory)}\n"
-    )
-    return render(directory)
+    resources = [] if component == "gpu-node" else ["../base"]
+    return built({"resources": resources, "components": [f"../components/{component}"]})
+
+
+def built(kustomization: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a kustomization in a folder of ``deploy/kustomize`` renders to."""
+    head = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
+    # Inside the tree: kustomize refuses bases that it reaches through a temporary folder's absolute path.
+    with tempfile.TemporaryDirectory(dir=KUSTOMIZE) as directory:
+        (Path(directory) / "kustomization.yaml").write_text(yaml.safe_dump(head | kustomization))
+        return render(Path(directory))
+
+
+def installation(name: str) -> list[dict[str, Any]]:
+    """An overlay, or the base with a component, by name."""
+    return overlay(name) if name in OVERLAYS else with_component(name)
 
 
 def pods(documents: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
