@@ -15,7 +15,6 @@ from consumers.source import BrokerSource
 from consumers.stats import Stats
 from consumers.store import KnownLabels, open_session
 from telemetry import metrics, tracing
-from telemetry.addresses import may_listen
 from telemetry.batch import ROWS_MAX
 from telemetry.options import (
     CommandLine,
@@ -31,7 +30,7 @@ from telemetry.options import (
 )
 from telemetry.service import Check, Service
 from zmqbroker.client import Consumer, DirectConsumer
-from zmqbroker.client.options import keys_from
+from zmqbroker.client.options import keys_from, listening_keys
 from zmqbroker.errors import BrokerError
 
 PROG = "telemetry-collector"
@@ -69,6 +68,7 @@ COLLECT = (
 
 DIRECT = (
     Option("bind", "take batches straight from producers that connect here, without a broker; several with commas", ""),
+    Option("allow-list", "with --bind: file of the producers' public keys; needed with --curve-key", None, path),
     Option("dead-letters", "with --bind: directory for batches that cannot be stored", "data/collector-dead", path),
 )
 
@@ -113,13 +113,24 @@ def store_address(args: argparse.Namespace) -> StoreAddress:
 def consumer_of(args: argparse.Namespace) -> Consumer | DirectConsumer:
     """A member of a group at the broker, or with ``--bind`` a listener for producers (R30). Raises UsageError."""
     if args.bind:
-        for address in args.bind.split(","):
-            if address.startswith("tcp://"):
-                may_listen(address.removeprefix("tcp://").rpartition(":")[0], address, insecure=args.insecure)
+        if args.server_key:
+            raise UsageError("--server-key is of no use with --bind: give --curve-key and --allow-list")
+        keys = listening_keys(args.curve_key, args.allow_list, args.bind.split(","), insecure=args.insecure)
         try:
-            return DirectConsumer(args.bind, args.topic, credit=0, dead_letters=args.dead_letters)
+            return DirectConsumer(
+                args.bind,
+                args.topic,
+                credit=0,
+                max_rows=args.max_rows,
+                max_bytes=args.max_bytes,
+                linger_ms=round(args.linger * 1000),
+                dead_letters=args.dead_letters,
+                keys=keys,
+            )
         except BrokerError as e:
             raise UsageError(f"--bind: {e}") from None
+    if args.allow_list is not None:
+        raise UsageError("--allow-list is for --bind; with a broker give --curve-key and --server-key")
     return Consumer(
         args.connect,
         args.topic,

@@ -7,15 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from consumers import cli as collector
 from tests.helpers.waiting import eventually
 from zmqbroker.client import Consumer, Delivery, DirectConsumer, Producer
 from zmqbroker.client.accepting import name_of
+from zmqbroker.client.options import client_keys, listening_keys
+from zmqbroker.security import load_public, make_keys
 
 
-def take(consumer: DirectConsumer | Consumer, count: int, timeout: float = 15.0) -> list[Delivery]:
+def take(consumer: DirectConsumer | Consumer, count: int, timeout: float = 30.0) -> list[Delivery]:
+    """Take and ack until ``count`` batches have come."""
     found: list[Delivery] = []
     until = time.monotonic() + timeout
-    while len(found) < count and time.monotonic() < until:
+    while sum(len(d.records) for d in found) < count and time.monotonic() < until:
         delivery = consumer.receive(0.5)
         if delivery is not None:
             found.append(delivery)
@@ -24,17 +28,19 @@ def take(consumer: DirectConsumer | Consumer, count: int, timeout: float = 15.0)
 
 
 @pytest.mark.parametrize("transport", ["tcp://127.0.0.1:*", "ipc"])
-def test_r30_each_batch_is_a_range_of_its_own_and_is_acked_when_it_is_stored(transport: str, tmp_path: Path) -> None:
+def test_r30_a_run_of_batches_is_one_delivery_and_is_acked_when_it_is_stored(transport: str, tmp_path: Path) -> None:
     bind = transport if transport != "ipc" else f"ipc://{tmp_path}/collector"
     with DirectConsumer(bind, "t", credit=4) as consumer, Producer(consumer.endpoints[0], "t") as producer:
         receipts = [producer.publish(b"batch %d" % i, rows=3) for i in range(20)]
         assert not receipts[0].wait(0.3)
         found = take(consumer, 20)
-        assert [(int(d.records["session"][0]), int(d.records["seq"][0])) for d in found] == [
-            (producer.session, seq) for seq in range(1, 21)
-        ]
-        assert all(len(d.records) == 1 and not d.maybe_repeat for d in found)
-        assert bytes(found[4].payloads()[0]) == b"batch 4"
+        assert {int(s) for d in found for s in d.records["session"]} == {producer.session}
+        assert sorted(int(seq) for d in found for seq in d.records["seq"]) == list(range(1, 21))
+        assert all((d.first, d.last) == (d.records["seq"][0], d.records["seq"][-1]) for d in found)
+        assert len(found) < 20
+        assert not any(d.maybe_repeat for d in found)
+        payloads = {int(seq): bytes(body) for d in found for seq, body in zip(d.records["seq"], d.payloads())}
+        assert payloads[5] == b"batch 4"
         assert producer.flush(10)
 
 
@@ -127,3 +133,51 @@ def test_r06_without_credit_producers_wait_and_go_on_with_it() -> None:
         consumer.set_credit(1)
         assert len(take(consumer, 1)) == 1
         assert receipt.wait(10)
+
+
+def test_with_keys_only_producers_on_the_allow_list_get_in(tmp_path: Path) -> None:
+    for name in ("collector", "agent", "reader", "stranger"):
+        make_keys(name, tmp_path)
+    public = {name: load_public(str(tmp_path / f"{name}.key")).decode() for name in ("agent", "reader")}
+    (tmp_path / "allow").write_text(f"{public['agent']} produce agent\n{public['reader']} consume reader\n")
+    server = listening_keys(
+        tmp_path / "collector.key_secret", tmp_path / "allow", ["tcp://0.0.0.0:5555"], insecure=False
+    )
+    clients = {
+        name: client_keys(tmp_path / f"{name}.key_secret", str(tmp_path / "collector.key"))
+        for name in ("agent", "reader", "stranger")
+    }
+    with DirectConsumer("tcp://127.0.0.1:*", "t", credit=4, keys=server) as consumer:
+        with Producer(consumer.endpoints[0], "t", keys=clients["agent"]) as producer:
+            producer.publish(b"sealed")
+            assert bytes(take(consumer, 1)[0].payloads()[0]) == b"sealed"
+            assert producer.flush(30)
+        reader = Producer(consumer.endpoints[0], "t", keys=clients["reader"])
+        eventually(lambda: reader.error is not None, 30)
+        assert "no role produce" in str(reader.error)
+        reader.close(0)
+        for keys in (clients["stranger"], None):
+            outside = Producer(consumer.endpoints[0], "t", keys=keys)
+            outside.publish(b"let me in")
+            assert not outside.flush(1.0)
+            assert not outside.stats.connected
+            outside.close(0)
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        (["--bind", "tcp://0.0.0.0:0"], "without keys"),
+        (["--bind", "tcp://[::]:0"], "without keys"),
+        (["--bind", "tcp://127.0.0.1:0", "--curve-key", "nowhere"], "go together"),
+        (["--bind", "tcp://127.0.0.1:0", "--server-key", "x" * 40], "no use with --bind"),
+        (["--allow-list", "nowhere"], "for --bind"),
+    ],
+)
+def test_a_collector_says_in_a_line_which_keys_it_lacks(
+    options: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        collector.main([*options, "--http", "127.0.0.1:0"])
+    assert ended.value.code == 2
+    assert hint in capsys.readouterr().err

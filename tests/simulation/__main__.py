@@ -11,15 +11,16 @@ import time
 import traceback
 
 from tests.simulation.clockwork import Violation
+from tests.simulation.direct import DirectWorld
 from tests.simulation.world import World
 
 
-def play(job: tuple[int, int]) -> tuple[int, str, int, int, int]:
+def play(job: tuple[int, int, bool]) -> tuple[int, str, int, int, int]:
     """(seed, what broke or "", steps, batches acked, deliveries)."""
-    seed, steps = job
+    seed, steps, direct = job
     logging.disable(logging.CRITICAL)
     try:
-        world = World(seed)
+        world = DirectWorld(seed) if direct else World(seed)
         world.run(steps)
     except Violation as e:
         cause = "".join(traceback.format_exception(e.__cause__)[-6:]) if e.__cause__ is not None else ""
@@ -33,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=1, help="the first seed (1)")
     parser.add_argument("--seed", type=int, help="one history alone")
     parser.add_argument("--steps", type=int, default=5000, help="events of each before it drains (5000)")
+    parser.add_argument("--direct", action="store_true", help="the world without a broker")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (one a core)")
     parser.add_argument("--max-failures", type=int, default=5, help="stop after so many (5)")
     parser.add_argument("--verbose", action="store_true", help="a line a history")
@@ -40,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     seeds = [options.seed] if options.seed is not None else range(options.first, options.first + options.seeds)
     started_s = time.monotonic()
     done = failed = steps = acked = deliveries = 0
-    jobs = [(seed, options.steps) for seed in seeds]
+    jobs = [(seed, options.steps, options.direct) for seed in seeds]
     with multiprocessing.Pool(min(options.workers, len(jobs))) as pool:
         for seed, broken, took, batches, sent in pool.imap_unordered(play, jobs):
             done += 1

@@ -8,35 +8,24 @@ from typing import TYPE_CHECKING
 
 from crc32c import crc32c
 
-from consumers.doubt import (
-    Abandoned,
-    Ask,
-    BlockInsert,
-    Connected,
-    Event,
-    Fence,
-    Finished,
-    Insert,
-    LeaseOver,
-    Reconnect,
-)
 from consumers.merge import Address
-from consumers.ranges import RangeAddress
 from consumers.source import SILENCE_S_MAX
 from tests.simulation.clockwork import Violation
+from tests.simulation.jobs import Job
 from tests.simulation.network import SimulatedLink
 from zmqbroker.client.consuming import ConsumerConversation, Delivery
 from zmqbroker.client.producing import ProducerConversation
 from zmqbroker.protocol import WorkState
 
 if TYPE_CHECKING:
+    from tests.simulation.stage import Stage
     from tests.simulation.world import World
 
 
 class SimulatedProducer:
     """Publishes at its own pace until told to stop; can be killed, and run again with the same session."""
 
-    def __init__(self, world: World, session: int, resumed_at: int = 0) -> None:
+    def __init__(self, world: Stage, session: int, resumed_at: int = 0) -> None:
         self.world = world
         self.session = session
         rng = world.clock.rng
@@ -151,7 +140,7 @@ class SimulatedCollector:
         self.link.wake()
         self.world.clock.after(0.5, self.kill)
 
-    def _alive(self, what: Callable[[], None]) -> None:
+    def alive(self, what: Callable[[], None]) -> None:
         if self.dead:
             return
         if self.paused:
@@ -172,7 +161,7 @@ class SimulatedCollector:
             think_s = self.world.clock.between(0.0, 0.02)
             if self.world.chance(self.world.profile.slow_work):
                 think_s = self.world.clock.between(0.0, 40.0)
-            self.world.clock.after(think_s, lambda: self._alive(lambda: self._store(delivery)))
+            self.world.clock.after(think_s, lambda: self.alive(lambda: self._store(delivery)))
 
     def _store(self, delivery: Delivery) -> None:
         expected: dict[Address, int] = {}
@@ -189,94 +178,34 @@ class SimulatedCollector:
             self.world.collector_died(self)
             return
         if not expected:
-            self._settle(delivery, {}, offsets)
+            self.settle(delivery, [])
             return
-        job = _Job(self, delivery, expected, offsets)
+        job = Job(self, delivery, expected, offsets)
         job.go(job.decision.start())
 
-    def _settle(self, delivery: Delivery, dead: dict[Address, str], offsets: dict[Address, int]) -> None:
-        self.conversation.settle(delivery, 0, [offsets[a] for a in dead], "refused by the store")
+    # --- as its job sees it
+
+    def settle(self, delivery: Delivery, dead_offsets: list[int]) -> None:
+        self.conversation.settle(delivery, 0, dead_offsets, "refused by the store")
         self._done()
 
-    def _give_back(self, delivery: Delivery, reason: str, failure: bool) -> None:
+    def give_back(self, delivery: Delivery, reason: str, failure: bool) -> None:
         self.conversation.nack(delivery, reason, False, failure)
         self._done()
+
+    def working(self, delivery: Delivery, state: WorkState) -> None:
+        self.conversation.working(delivery, state)
+        self.link.wake()
+
+    def holds(self, delivery: Delivery) -> bool:
+        """As ``consumers.source``."""
+        lease_s = self.world.clock.now - self.conversation.lease_from_s
+        return self.conversation.holds(delivery) and lease_s < SILENCE_S_MAX
 
     def _done(self) -> None:
         self._working = None
         self.link.wake()
         self._next()
-
-    @property
-    def lease_holds(self) -> bool:
-        """As ``consumers.source``."""
-        if self._working is None or not self.conversation.holds(self._working):
-            return False
-        return self.world.clock.now - self.conversation.lease_from_s < SILENCE_S_MAX
-
-
-class _Job:
-    """One range at the store: actions of the machine become calls of the model, answers become events."""
-
-    def __init__(
-        self,
-        collector: SimulatedCollector,
-        delivery: Delivery,
-        expected: dict[Address, int],
-        offsets: dict[Address, int],
-    ) -> None:
-        self.collector = collector
-        self.delivery = delivery
-        self.expected = expected
-        self.offsets = offsets
-        self.address = RangeAddress.of(delivery)
-        self.decision = BlockInsert(expected, boot_id=collector.boot, doubtful=delivery.maybe_repeat)
-        self._asked = 0
-
-    def go(self, action: object) -> None:
-        collector, store = self.collector, self.collector.world.store
-        match action:
-            case Finished(dead):
-                collector._settle(self.delivery, dead, self.offsets)
-            case Abandoned(reason, failure, alarm):
-                if alarm:
-                    raise Violation(f"alarm of collector {collector.name}: {reason} ({self.delivery})")
-                collector._give_back(self.delivery, reason, failure)
-            case Insert(addresses, part):
-                collector.conversation.working(self.delivery, WorkState.INSERTING)
-                if not collector.lease_holds:
-                    self.go(self.decision.handle(LeaseOver()))
-                    return
-                token = self.address.token("day", collector.boot, addresses if part else None)
-                collector.world.queries += 1
-                query_id = (
-                    f"{self.address.query_prefix}{self.address.first}-{self.address.last}/day/{collector.world.queries}"
-                )
-                store.insert(token, query_id, {a: self.expected[a] for a in addresses}, collector.boot, self._reply())
-            case Ask(addresses):
-                store.count(addresses, collector.boot, self._reply())
-            case Fence():
-                store.fence(self.address.overlapping, collector.boot, self._reply())
-            case Reconnect():
-                collector.conversation.working(self.delivery, WorkState.WAITING)
-                collector.link.wake()
-                store.connect(self._reply())
-
-    def _reply(self) -> Callable[[Event], None]:
-        self._asked += 1
-        asked = self._asked
-
-        def reply(event: Event) -> None:
-            if asked == self._asked:  # an answer after the connection was given up reaches nobody
-                self._asked += 1
-                self.collector._alive(lambda: self._handle(event))
-
-        return reply
-
-    def _handle(self, event: Event) -> None:
-        if isinstance(event, Connected):
-            self.collector.boot = event.boot_id
-        self.go(self.decision.handle(event))
 
 
 class OrderedReader:

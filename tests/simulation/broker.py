@@ -180,9 +180,6 @@ class BrokerProcess:
             self._inbox.append((ev.MESSAGE, connection.id, h, body))
             self._plan_turn(self.world.clock.between(0.0, 0.001))
 
-    def connection_broke(self, connection: Connection) -> None:
-        """Nobody tells the broker: it finds out when it next sends."""
-
     def _clock(self) -> float:
         return self.world.clock.now + self._monotonic
 

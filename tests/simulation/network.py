@@ -8,7 +8,7 @@ old connections. A client whose connection broke is not told; it reconnects bene
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from zmqbroker import protocol
 from zmqbroker.client.conversation import Conversation
@@ -16,17 +16,28 @@ from zmqbroker.errors import ProtocolError
 from zmqbroker.protocol import HEADER_BYTES, Type
 
 if TYPE_CHECKING:
-    from tests.simulation.world import World
+    from tests.simulation.stage import Stage
 
 Frames = list[bytes]
 
 
-class Connection:
-    """One connection of one client to the broker. ``id`` is what the ROUTER would call it."""
+class Server(Protocol):
+    """Who listens: a broker, or a collector that binds."""
 
-    def __init__(self, world: World, link: SimulatedLink) -> None:
+    @property
+    def listens(self) -> bool: ...
+
+    def message(self, connection: Connection, frames: Frames) -> None:
+        """A message has arrived at its socket."""
+
+
+class Connection:
+    """One connection of one client to a server. ``id`` is what the ROUTER would call it."""
+
+    def __init__(self, world: Stage, link: SimulatedLink, server: Server) -> None:
         self.world = world
         self.link = link
+        self.server = server
         self.id = world.next_connection_id()
         self.open = True
         self.latency_s = world.clock.between(0.0001, 0.002) if world.chance(0.9) else world.clock.between(0.05, 0.8)
@@ -50,7 +61,7 @@ class Connection:
 
     def _arrive_up(self, number: int, frames: Frames) -> None:
         if number <= self._last_up:
-            self.world.broker.message(self, self.world.corrupt_in_transit(frames))
+            self.server.message(self, self.world.corrupt_in_transit(frames))
 
     def _arrive_down(self, number: int, frames: Frames) -> None:
         if number <= self._last_down and self.link.connection is self:
@@ -64,13 +75,12 @@ class Connection:
         rng = self.world.clock.rng
         self._last_up = rng.randint(max(0, self._sent_up - 20), self._sent_up)
         self._last_down = 0
-        self.world.broker.connection_broke(self)
 
 
 class SimulatedLink:
     """What :class:`zmqbroker.client.transport.Link` does, on the simulated network and clock."""
 
-    def __init__(self, world: World, conversation: Conversation, on_received: Callable[[], None]) -> None:
+    def __init__(self, world: Stage, conversation: Conversation, on_received: Callable[[], None]) -> None:
         self.world = world
         self.conversation = conversation
         self.on_received = on_received
@@ -80,7 +90,8 @@ class SimulatedLink:
         self._planned_s: float | None = None
         self._reconnect_s = 0.0
         self._inbox: list[Frames] = []
-        self.reopened = 0
+        self.reopened = world.clock.rng.randrange(len(world.servers)) if len(world.servers) > 1 else 0
+        """How often it was silent for too long: each time another address is tried."""
         self._connect()
         conversation.begin(world.clock.now)
         self.wake()
@@ -105,8 +116,11 @@ class SimulatedLink:
             self.connection = None
 
     def _connect(self) -> None:
-        if self.connection is None and self.world.clock.now >= self._reconnect_s and self.world.broker.listens:
-            self.connection = Connection(self.world, self)
+        if self.connection is None and self.world.clock.now >= self._reconnect_s:
+            servers = self.world.servers
+            server = servers[self.reopened % len(servers)]
+            if server.listens:
+                self.connection = Connection(self.world, self, server)
 
     def _run(self, planned_s: float) -> None:
         if self.dead or planned_s != self._planned_s:

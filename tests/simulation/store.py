@@ -11,7 +11,7 @@ from consumers.merge import Address
 from tests.simulation.clockwork import Violation
 
 if TYPE_CHECKING:
-    from tests.simulation.world import World
+    from tests.simulation.stage import Stage
 
 Reply = Callable[[Event], None]
 
@@ -27,7 +27,7 @@ class Running(NamedTuple):
 class Store:
     """Rows by batch. Every answer comes later, if it comes."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: Stage) -> None:
         self.world = world
         self.rows: dict[Address, int] = {}
         self.boot = 1

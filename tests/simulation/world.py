@@ -1,7 +1,6 @@
 """A seeded world: producers, a broker on failing disks, collectors, a store, a network, and what befalls them.
 
-One seed, one history. ``World(seed).run(steps)`` raises :class:`Violation` where a promise is broken; the message
-ends with the command that plays the same history again.
+What befalls them here is what a broker is to withstand; see :mod:`.stage` for what is common to all worlds.
 """
 
 from __future__ import annotations
@@ -11,42 +10,29 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from consumers.merge import Address
+from tests.simulation import stage
 from tests.simulation.actors import OrderedReader, SimulatedCollector, SimulatedProducer, Tail
 from tests.simulation.broker import BrokerProcess
 from tests.simulation.checks import Checks
-from tests.simulation.clockwork import Clockwork, Violation
-from tests.simulation.network import Frames, SimulatedLink, flip_payload
 from tests.simulation.operator import Operator
-from tests.simulation.store import Store
+from tests.simulation.stage import Actor, Stage
 from zmqbroker.core.config import BrokerConfig, TopicConfig
 
 
 @dataclass
-class Profile:
+class Profile(stage.Profile):
     """What kind of world a seed makes."""
 
-    broker: BrokerConfig
-    topic: TopicConfig
-    producers: int = 2
-    collectors: int = 2
+    broker: BrokerConfig = field(default_factory=BrokerConfig)
+    topic: TopicConfig = field(default_factory=TopicConfig)
     ordered: bool = False
     survival: float = 0.5
     drain_messages: int = 512
-    producer_buffer_bytes: int = 20_000
-    payload_bytes_max: int = 400
-    store_refuses_now: float = 0.0
-    store_answers_lost: float = 0.0
-    corrupt_in_transit: float = 0.0
-    slow_work: float = 0.0
-    poison: int = 0
-    """One batch in so many is refused by the store for good."""
     killer: int = 0
     """One batch in so many kills the collector that opens it."""
-    fault_pause_s: float = 1.5
     check_every: int = 7
     tail_slack_bytes: int = 1 << 21
     group_options: dict[str, Any] = field(default_factory=dict)
-    faults: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rng: random.Random) -> Profile:
@@ -118,28 +104,22 @@ class Profile:
             )
 
 
-class World:
-    """See the module. ``draining``: faults and publishing have stopped, everything must come to rest.
+class World(Stage):
+    """See the module. ``operated=False`` is the world of the early seeds, before there were operators and rot."""
 
-    ``operated=False`` is the world of the early seeds, before there were operators and rot.
-    """
+    profile: Profile
+    checks: Checks
 
     def __init__(self, seed: int, operated: bool = True) -> None:
-        self.seed = seed
-        self.clock = Clockwork(seed)
+        super().__init__(seed)
         self.profile = Profile.of(self.clock.rng)
         if operated:
             self.profile.operated(random.Random(f"operator {seed}"))
-        self.draining = False
-        self.queries = 0
         self.finished_connections: set[bytes] = set()
-        self._wall_ms = 1_760_000_000_000
-        self._connections = self._incarnations = self._sessions = self._names = 0
-        self.cured: set[Address] = set()
-        """Batches that the store takes now: somebody has changed what refused them."""
-        self.store = Store(self)
+        self._names = 0
         self.checks = Checks(self)
         self.broker = BrokerProcess(self)
+        self.servers = [self.broker]
         self.broker.start()
         self.operator = Operator(self)
         self.producers: list[SimulatedProducer] = []
@@ -147,7 +127,7 @@ class World:
         self.readers: list[OrderedReader] = []
         self.tails: list[Tail] = []
         for _ in range(self.profile.producers):
-            self.producers.append(SimulatedProducer(self, self._new_session()))
+            self.producers.append(SimulatedProducer(self, self.new_session()))
         for _ in range(self.profile.collectors):
             self._new_collector()
         if self.profile.ordered:
@@ -155,70 +135,17 @@ class World:
                 self._new_reader()
         self.clock.after(self.profile.fault_pause_s, self._fault)
 
-    # --- what the parts ask
-
-    def chance(self, probability: float) -> bool:
-        return probability > 0 and not self.draining and self.clock.rng.random() < probability
-
-    def wall_ms(self) -> int:
-        return self._wall_ms + int(self.clock.now * 1000)
-
-    def next_connection_id(self) -> bytes:
-        self._connections += 1
-        return b"\0" + self._connections.to_bytes(4, "little")
-
-    def next_incarnation(self) -> int:
-        self._incarnations += 1
-        return self._incarnations
-
-    def _new_session(self) -> int:
-        self._sessions += 1
-        return self._sessions * 1_000_003
-
-    def batch(self, session: int, seq: int) -> tuple[bytes, int]:
-        """Payload and rows of a batch: the same whenever it is asked for."""
-        mix = (session * 2_654_435_761 + seq * 40_503) & 0xFFFFFFFF
-        size = mix % self.profile.payload_bytes_max
-        text = b"%d/%d/" % (session, seq)
-        return (text * (size // len(text) + 1))[:size], 1 + (mix >> 8) % 20
-
-    def is_poison(self, address: Address) -> bool:
-        if not self.profile.poison or address in self.cured:
-            return False
-        return (address.session + address.seq * 7919) % self.profile.poison == 0
-
-    def cure(self, session: int, seq: int) -> None:
-        self.cured.add(Address(session, seq))
+    def actors(self) -> list[Actor]:
+        return [*self.producers, *self.collectors, *self.readers, *self.tails]
 
     def is_killer(self, address: Address) -> bool:
         return bool(self.profile.killer) and (address.session * 3 + address.seq * 104_729) % self.profile.killer == 1
-
-    def corrupt_in_transit(self, frames: Frames) -> Frames:
-        if self.chance(self.profile.corrupt_in_transit):
-            return flip_payload(frames, self.clock.rng.randrange(1 << 16))
-        return frames
 
     def collector_died(self, collector: SimulatedCollector) -> None:
         collector.kill()
         self._replace_collector(collector, self.clock.between(0.2, 2.0))
 
     # --- what befalls them
-
-    def _fault(self) -> None:
-        if self.draining:
-            return
-        names = list(self.profile.faults)
-        name = self.clock.rng.choices(names, [self.profile.faults[n] for n in names])[0]
-        getattr(self, f"_{name}")()
-        self.clock.after(self.profile.fault_pause_s * self.clock.between(0.2, 2), self._fault)
-
-    def _links(self) -> list[SimulatedLink]:
-        actors = [*self.producers, *self.collectors, *self.readers, *self.tails]
-        return [a.link for a in actors if not a.dead]
-
-    def _break_connection(self) -> None:
-        for link in self.clock.rng.sample(self._links(), k=min(len(self._links()), self.clock.rng.randint(1, 3))):
-            link.break_connection()
 
     def _restart_broker_later(self) -> None:
         self.clock.after(self.clock.between(0.01, 4.0), self._start_broker)
@@ -298,7 +225,7 @@ class World:
                 first = max(1, producer.conversation.lowest_unacked - self.clock.rng.randint(0, 5))
                 self.producers.append(SimulatedProducer(self, producer.session, first))
             else:
-                self.producers.append(SimulatedProducer(self, self._new_session()))
+                self.producers.append(SimulatedProducer(self, self.new_session()))
 
         self.clock.after(self.clock.between(0.0, 2.0), again)
 
@@ -307,14 +234,6 @@ class World:
         if producer is not None and not producer.paused:
             producer.pause()
             self.clock.after(self.clock.between(0.5, 30.0), producer.resume)
-
-    def _restart_store(self) -> None:
-        if self.store.up:
-            self.store.stop()
-            self.clock.after(self.clock.between(0.1, 15.0), self.store.start)
-
-    def _slow_store(self) -> None:
-        self.store.slow = not self.store.slow
 
     def _jump_clock(self) -> None:
         self._wall_ms += int(self.clock.between(-1, 1) * self.clock.rng.choice([1e3, 3.6e6, 3e9]))
@@ -357,47 +276,13 @@ class World:
         if len(self.tails) < 3:
             self.tails.append(Tail(self))
 
-    # --- running
-
-    def run(self, steps: int) -> None:
-        """Play ``steps`` events, then let everything drain and check that it does."""
-        try:
-            while self.clock.steps < steps and self.clock.step():
-                pass
-            self._drain()
-        except Violation as e:
-            raise Violation(f"{e}\n{self.replay(steps)}") from e
-        except Exception as e:
-            raise Violation(f"{type(e).__name__}: {e}\n{self.replay(steps)}") from e
-
-    def replay(self, steps: int) -> str:
-        return f"at step {self.clock.steps}; again: python -m tests.simulation --seed {self.seed} --steps {steps}"
-
-    def _drain(self) -> None:
-        self.draining = True
-        if not self.store.up:
-            self.store.start()
-        self.store.slow = False
+    def repair(self) -> str:
         for disk in self.broker.disks.values():
             disk.capacity = 1 << 30
             disk.dies_in = None
             disk.sync_fails.clear()
             disk.write_fails.clear()
-        progress, deadline_s = -1, self.clock.now
-        steps_max = 20 * self.clock.steps + 200_000
-        look_s = self.clock.now + 70.0  # pauses that were begun last up to a minute
-        while True:
-            while self.clock.now < look_s and self.clock.step():
-                if self.clock.steps > steps_max:
-                    raise Violation(f"{steps_max} events, and no rest: {self.checks.finished()}")
-            self._restart_stopped()
-            self._start_broker()
-            self.profile.killer = 0  # the poisoned programs are repaired in the end
-            open_ = "the broker is down" if not self.broker.up else self.checks.finished()
-            if not open_:
-                return
-            if self.checks.progress != progress:
-                progress, deadline_s = self.checks.progress, self.clock.now + 150.0
-            elif self.clock.now > deadline_s:
-                raise Violation(f"no progress for 150 s after the last fault: {open_}")
-            look_s = self.clock.now + 5.0
+        self._restart_stopped()
+        self._start_broker()
+        self.profile.killer = 0  # the poisoned programs are repaired in the end
+        return "" if self.broker.up else "the broker is down"

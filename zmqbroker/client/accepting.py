@@ -2,13 +2,17 @@
 
 Pure, as :mod:`.consuming`: time comes in, messages go in and out.
 
-Theory. There is no log here: a batch is acked when the store has it. Each PUBLISH is one range, never merged with
-another, and its address alone (session, seq) names it: the token and the query ids of its inserts are the same at
-every collector, so two that meet the same batch find each other's inserts. What may have been sent before, here or
-elsewhere, is doubtful (R13): a batch marked RESENT, one of a session that was resumed, any but the first attempt.
+Theory. There is no log here: a batch is acked when the store has it. The producer seals runs of batches (:mod:`.runs`);
+a run is one delivery, never merged with another, and its address alone (session, first and last seq) names it: the
+token and the query ids of its inserts are the same at every collector, so two that meet the same run find each other's
+inserts. What may have been sent before, here or elsewhere, is doubtful (R13): a run with a batch marked RESENT, one of
+a session that was resumed, any but the first attempt.
 
 The lease is the producer's: a collector begins an insert only while it hears the producer, and the producer sends a
-batch elsewhere only after it has heard nothing from here for longer than that, and than an insert can be on its way.
+run elsewhere only after it has heard nothing from here for longer than that, and than an insert can be on its way.
+Where bounds may differ from those of an earlier time (another run of the producer, a run split in pieces), nothing is
+begun before what has the old bounds can no longer begin (R14): not within the lease after the new process has come, and
+not beside an overlapping run at work here.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import numpy as np
 from crc32c import crc32c
 
 from zmqbroker import protocol
+from zmqbroker.client import runs
 from zmqbroker.client.consuming import Delivery
 from zmqbroker.core.credit import CreditPool
 from zmqbroker.core.session import Session
@@ -31,57 +36,71 @@ LEASE_S: Final = 3.0
 """A producer that was silent for longer may have gone elsewhere: nothing is begun for it."""
 IN_FLIGHT_MAX_S: Final = 60.0
 """Z: how long an insert that was sent may still commit."""
+RUN: Final = runs.Limits(rows=250_000, bytes=4 << 20, linger_s=0.1, unacked=4)
 _LIVENESS_S: Final = 15.0
 _ASK_S: Final = 0.8
 _EXPIRY_S: Final = 3600.0
 _RETRY_S: Final = (0.5, 30.0)
+_RELEASED_S: Final = 0.02
 _ATTEMPTS_MAX: Final = 5
 
 
-class DeadLetter(NamedTuple):
-    """A batch that can be neither decoded nor stored."""
+class Batch(NamedTuple):
+    """One PUBLISH."""
 
-    session: int
     seq: int
+    lowest: int
     rows: int
-    reason: str
     payload: bytes
+    time_ms: int
 
 
-class Batch:
-    """A batch that a producer waits for."""
+class Run:
+    """Batches that a producer waits for, to be stored together; or one of them, after the whole failed too often."""
 
     __slots__ = (
         "attempt",
+        "batches",
         "doubtful",
         "failures",
+        "first",
         "id",
-        "lowest",
+        "incarnation",
+        "last",
         "not_before_s",
-        "payload",
-        "rows",
-        "seq",
+        "pieces",
         "session",
         "taken",
-        "time_ms",
+        "whole",
     )
 
-    def __init__(self, id: int, session: Session, h: Header, payload: bytes, time_ms: int, doubtful: bool) -> None:
+    def __init__(self, id: int, session: Session, first: int, last: int) -> None:
         self.id = id
         self.session = session
-        self.seq = h.b
-        self.lowest = h.c
-        self.rows = h.n
-        self.payload = payload
-        self.time_ms = time_ms
-        self.doubtful = doubtful
+        self.first = first
+        self.last = last
+        self.batches: dict[int, Batch] = {}
+        self.incarnation = session.incarnation
+        """Of the producer that waits for it: another process of the same session has other bounds."""
+        self.doubtful = False
         self.attempt = self.failures = 0
         self.not_before_s = 0.0
         self.taken = False
+        self.whole: Run | None = None
+        """What this is a piece of."""
+        self.pieces = 0
+        """Into how many it was split that are not stored yet."""
 
     @property
-    def size_bytes(self) -> int:
-        return len(self.payload) + MESSAGE_OVERHEAD_BYTES
+    def is_complete(self) -> bool:
+        return len(self.batches) == self.last - self.first + 1
+
+    @property
+    def credit_bytes(self) -> int:
+        return sum(len(batch.payload) + MESSAGE_OVERHEAD_BYTES for batch in self.batches.values())
+
+    def overlaps(self, other: Run) -> bool:
+        return self.session is other.session and self.first <= other.last and other.first <= self.last
 
 
 class Accepting:
@@ -89,13 +108,15 @@ class Accepting:
 
     def __init__(
         self, topic: str, uuid: bytes, *, pool_bytes: int = 64 << 20, message_bytes_max: int = 8 << 20,
-        window_seqs: int = 1 << 16,
+        window_seqs: int = 1 << 16, limits: runs.Limits = RUN,
     ) -> None:  # fmt: skip
         self.topic = topic
         self.uuid = uuid
         """Of this process: a producer that meets another one knows that its batches may be elsewhere."""
         self.message_bytes_max = message_bytes_max
         self.window_seqs = window_seqs
+        # Room for a few runs at least, whoever sends them.
+        self.limits = limits._replace(bytes=min(limits.bytes, pool_bytes // 8))
         self.pool = CreditPool(pool_bytes, 1 << 18)
         self.sessions: dict[int, Session] = {}
         self.peers: dict[bytes, Session] = {}
@@ -103,11 +124,14 @@ class Accepting:
         """Whether anybody gets credit now."""
         self.sends: list[tuple[bytes, list[bytes]]] = []
         """(connection, frames) to be sent; the caller empties it."""
-        self.batches: dict[int, Batch] = {}
         self.garbage = self.duplicates = self.acked = 0
-        self._resumed: set[int] = set()
-        self._waiting: dict[tuple[int, int], Batch] = {}
-        self._ready: deque[Batch] = deque()
+        self._resumed: dict[int, float] = {}
+        """Sessions of which something may be stored that we know nothing of: when their runs may begin."""
+        self._runs: dict[tuple[int, int, int], Run] = {}
+        """What was sent and is not acked, by session and bounds."""
+        self._given: dict[int, Run] = {}
+        """What can be given out, or is, by id."""
+        self._ready: deque[Run] = deque()
         self._next_id = 1
         self._heard_s: dict[int, float] = {}
         """When each producer was asked the latest question that it has answered."""
@@ -161,7 +185,7 @@ class Accepting:
         if session is None:
             session = self.sessions[h.a] = Session(h.a, self.topic)
             if h.c > 1:
-                self._resumed.add(h.a)  # it began before we did
+                self._resumed[h.a] = 0.0  # it began before we did
         if session.conn is not None and h.b < session.incarnation:
             self._send(conn, protocol.pack(Type.ERROR, h.generation, e=Code.FENCED, a=h.a), b"a newer run is connected")
             return
@@ -170,8 +194,9 @@ class Accepting:
             self._leave(session)
             if conn in self.peers:
                 self._leave(self.peers[conn])
-            if h.flags & Flag.RESUMED:
-                self._resumed.add(h.a)
+            if h.flags & Flag.RESUMED and h.b != session.incarnation:
+                # Another process of the session may have sent its batches under other bounds, wherever (R14).
+                self._resumed[h.a] = now + LEASE_S + 0.5
             session.incarnation, session.conn, session.generation = h.b, conn, h.generation
             session.raise_floor(max(h.c, session.floor))
             self.peers[conn] = session
@@ -194,7 +219,9 @@ class Accepting:
                 d=self.message_bytes_max,
             ),
             self.uuid,
-            protocol.pack_options({"topic": self.topic, "moved_after_s": LEASE_S + IN_FLIGHT_MAX_S + 2.0}),
+            protocol.pack_options(
+                {"topic": self.topic, "moved_after_s": LEASE_S + IN_FLIGHT_MAX_S + 2.0, **self.limits.to_options()}
+            ),
         )
 
     def _publish(self, session: Session, h: Header, payload: bytes, wall_ms: int) -> None:
@@ -211,106 +238,141 @@ class Accepting:
             self.pool.free(session, size)
             self._refuse(session, h.b, Code.BAD_CHECKSUM, "the payload does not match its checksum: send it again")
             return
-        if session.knows(h.b):
-            self.duplicates += 1
+        first, last = runs.run_at(h.b, h.h)
+        if first < 0 or last - first >= runs.BATCHES_MAX:
             self.pool.free(session, size)
-            self._ack(session, h.b)
+            self._refuse(session, h.b, Code.BAD_MESSAGE, "that is no place in a run")
             return
-        batch = self._waiting.get((session.id, h.b))
-        if batch is not None:
+        run = self._runs.get((session.id, first, last))
+        if run is None:
+            run = self._runs[session.id, first, last] = self._new_run(session, first, last)
+        elif h.b in run.batches:
             # It is at work already; its credit is that of the conversation in which it is acked.
             self.duplicates += 1
+            run.incarnation = session.incarnation
             return
-        doubtful = bool(h.flags & Flag.RESENT) or session.id in self._resumed
-        batch = Batch(self._next_id, session, h, payload, wall_ms, doubtful)
+        # One that is known is taken all the same: its run may have others, and is acked as a whole.
+        known = session.knows(h.b)
+        self.duplicates += known
+        run.doubtful |= known or bool(h.flags & Flag.RESENT) or session.id in self._resumed
+        run.not_before_s = max(run.not_before_s, self._resumed.get(session.id, 0.0))
+        run.batches[h.b] = Batch(h.b, h.c, h.n, payload, wall_ms)
+        if run.is_complete:
+            self._offer(run)
+
+    def _new_run(self, session: Session, first: int, last: int) -> Run:
         self._next_id += 1
-        self._waiting[session.id, h.b] = self.batches[batch.id] = batch
-        self._ready.append(batch)
+        return Run(self._next_id, session, first, last)
+
+    def _offer(self, run: Run) -> None:
+        self._given[run.id] = run
+        self._ready.append(run)
 
     # --- what the application does ---------------------------------------------------------------------------------
 
     def take(self, now: float) -> Delivery | None:
-        """The next batch to be stored, as a range of its own."""
+        """The next run to be stored."""
         for _ in range(len(self._ready)):
-            batch = self._ready.popleft()
-            if batch.id not in self.batches:
+            run = self._ready.popleft()
+            if run.id not in self._given:
                 continue
-            if batch.session.conn is None:
-                # Its producer is away: it will send it again, here or elsewhere.
-                self._forget(batch)
-                continue
-            if batch.not_before_s > now:
-                self._ready.append(batch)
-                continue
-            batch.attempt += 1
-            batch.taken = True
-            return self._delivery(batch)
+            if run.session.conn is None or run.session.incarnation != run.incarnation:
+                # Its producer is away: it, or another process of it, will send this again, here or elsewhere.
+                self._forget(run)
+            elif run.not_before_s > now or any(other.taken and other.overlaps(run) for other in self._given.values()):
+                self._ready.append(run)
+            elif all(run.session.knows(seq) for seq in run.batches):
+                self._settle(run)  # stored under other bounds meanwhile
+            else:
+                run.attempt += 1
+                run.taken = True
+                return self._delivery(run)
         return None
 
-    def _delivery(self, batch: Batch) -> Delivery:
+    def _delivery(self, run: Run) -> Delivery:
         h = protocol.unpack(
             protocol.pack(
                 Type.DELIVER,
                 0,
-                flags=Flag.MAYBE_REPEAT if batch.doubtful or batch.attempt > 1 else 0,
+                flags=Flag.MAYBE_REPEAT if run.doubtful or run.attempt > 1 else 0,
                 partition=0,
-                n=1,
-                a=batch.id,
-                b=batch.seq,
-                c=batch.seq,
-                e=batch.attempt,
+                n=len(run.batches),
+                a=run.id,
+                b=run.first,
+                c=run.last,
+                e=run.attempt,
             )
         )
-        record = RECORD_STRUCT.pack(
-            batch.seq, batch.session.id, batch.seq, batch.lowest, batch.rows, batch.time_ms, len(batch.payload)
+        batches = [batch for _, batch in sorted(run.batches.items())]
+        session = run.session.id
+        records = np.frombuffer(
+            b"".join(
+                RECORD_STRUCT.pack(b.seq, session, b.seq, b.lowest, b.rows, b.time_ms, len(b.payload)) for b in batches
+            ),
+            dtype=RECORD,
         )
-        records = np.frombuffer(record, dtype=RECORD)
-        return Delivery(self.topic, name_of(batch.session.id), h, records, memoryview(batch.payload))
+        payloads = batches[0].payload if len(batches) == 1 else b"".join(b.payload for b in batches)
+        return Delivery(self.topic, name_of(session), h, records, memoryview(payloads))
 
     def holds(self, delivery: Delivery, now: float) -> bool:
-        """Whether an insert of this batch may be begun: its producer has answered what we asked not long ago.
+        """Whether an insert of this run may be begun: its producer has answered what we asked not long ago.
 
         That something of it was heard proves nothing: it may have waited in the socket while this process stood still.
         """
-        batch = self.batches.get(delivery.range_id)
+        run = self._given.get(delivery.range_id)
         return (
-            batch is not None
-            and batch.attempt == delivery.attempt
-            and batch.session.conn is not None
-            and now - self._heard_s.get(batch.session.id, -LEASE_S) < LEASE_S
+            run is not None
+            and run.attempt == delivery.attempt
+            and run.session.conn is not None
+            and run.session.incarnation == run.incarnation
+            and now - self._heard_s.get(run.session.id, -LEASE_S) < LEASE_S
         )
 
     def settle(self, delivery: Delivery) -> None:
-        """The batch is stored (or is a dead letter): its producer may forget it."""
-        batch = self.batches.get(delivery.range_id)
-        if batch is None:
-            return
-        session = batch.session
-        del self.batches[batch.id], self._waiting[session.id, batch.seq]
-        session.learn(batch.seq, batch.lowest)
-        self.acked += 1
+        """The run is stored (or what is not is a dead letter): its producer may forget it."""
+        run = self._given.get(delivery.range_id)
+        if run is not None:
+            self._settle(run)
+
+    def _settle(self, run: Run) -> None:
+        del self._given[run.id]
+        whole = run.whole
+        if whole is not None:
+            whole.pieces -= 1
+            if whole.pieces:
+                return
+            run = whole
+        session = run.session
+        self._runs.pop((session.id, run.first, run.last), None)
+        for seq, batch in sorted(run.batches.items()):
+            session.learn(seq, batch.lowest)
+        self.acked += len(run.batches)
         if session.conn is not None:
-            self.pool.free(session, batch.size_bytes)
-            self._ack(session, batch.seq)
+            self.pool.free(session, run.credit_bytes)
+            self._ack(session, run.first, run.last)
 
-    def nack(self, delivery: Delivery, failure: bool, now: float) -> DeadLetter | None:
-        """It could not be stored now. After five failures it is a dead letter: keep it, then :meth:`settle`."""
-        batch = self.batches.get(delivery.range_id)
-        if batch is None or batch.attempt != delivery.attempt:
-            return None
-        batch.taken = False
-        batch.failures += failure
-        if batch.failures >= _ATTEMPTS_MAX:
-            return self.dead_letter(delivery, "its inserts failed")
-        batch.not_before_s = now + (min(_RETRY_S[1], _RETRY_S[0] * 2**batch.failures) if failure else 0.02)
-        self._ready.append(batch)
-        return None
-
-    def dead_letter(self, delivery: Delivery, reason: str) -> DeadLetter | None:
-        batch = self.batches.get(delivery.range_id)
-        if batch is None:
-            return None
-        return DeadLetter(batch.session.id, batch.seq, batch.rows, reason, batch.payload)
+    def nack(self, delivery: Delivery, failure: bool, now: float) -> bool:
+        """It could not be stored now. After five failures a run is stored batch by batch, and of a single one this is
+        True: it is a dead letter, to be kept and then settled."""
+        run = self._given.get(delivery.range_id)
+        if run is None or run.attempt != delivery.attempt:
+            return False
+        run.taken = False
+        run.failures += failure
+        if not failure or run.failures < _ATTEMPTS_MAX:
+            run.not_before_s = now + (min(_RETRY_S[1], _RETRY_S[0] * 2**run.failures) if failure else _RELEASED_S)
+            self._ready.append(run)
+            return False
+        if len(run.batches) == 1:
+            return True
+        del self._given[run.id]
+        run.pieces = len(run.batches)
+        for seq, batch in run.batches.items():
+            piece = self._new_run(run.session, seq, seq)
+            piece.batches[seq] = batch
+            piece.incarnation, piece.doubtful, piece.whole = run.incarnation, True, run
+            self._offer(piece)
+        return False
 
     def set_open(self, open_: bool) -> None:
         """Whether producers get credit: not while the store is away."""
@@ -324,7 +386,7 @@ class Accepting:
             self._leave(session)
         for session in [s for s in self.sessions.values() if s.conn is None and now - s.last_seen_s > _EXPIRY_S]:
             del self.sessions[session.id]
-            self._resumed.discard(session.id)
+            self._resumed.pop(session.id, None)
         if self.open:
             for session in self.peers.values():
                 self.pool.top_up(session)
@@ -359,8 +421,8 @@ class Accepting:
 
     @property
     def taken(self) -> int:
-        """Batches that are being stored."""
-        return sum(b.taken for b in self.batches.values())
+        """Runs that are being stored."""
+        return sum(run.taken for run in self._given.values())
 
     # --- parts -----------------------------------------------------------------------------------------------------
 
@@ -375,17 +437,19 @@ class Accepting:
         session.conn = None
         self.pool.leave(session)
         # What is not begun goes: its producer sends it again, and there is no lease to begin it under.
-        for batch in [b for b in self.batches.values() if b.session is session and not b.taken]:
-            self._forget(batch)
+        for run in [r for r in (*self._given.values(), *self._runs.values()) if r.session is session and not r.taken]:
+            if not run.pieces:
+                self._forget(run)
 
-    def _forget(self, batch: Batch) -> None:
-        if batch.attempt:
+    def _forget(self, run: Run) -> None:
+        if run.attempt or run.whole is not None:
             # What was tried here may be stored: should it come again, it is not certain (R13).
-            self._resumed.add(batch.session.id)
-        self.batches.pop(batch.id, None)
-        self._waiting.pop((batch.session.id, batch.seq), None)
+            self._resumed.setdefault(run.session.id, 0.0)
+        self._given.pop(run.id, None)
+        whole = run.whole or run
+        self._runs.pop((whole.session.id, whole.first, whole.last), None)
 
-    def _ack(self, session: Session, seq: int) -> None:
+    def _ack(self, session: Session, first: int, last: int) -> None:
         if session.conn is not None:
             self.pool.changed.pop(session.id, None)
             if self.open:
@@ -393,7 +457,7 @@ class Accepting:
             self._send(
                 session.conn,
                 protocol.pack(Type.ACK, session.generation, a=session.id, b=session.granted_bytes, n=1),
-                protocol.pack_ranges([(seq, seq)]),
+                protocol.pack_ranges([(first, last)]),
             )
 
     def _refuse(self, session: Session, seq: int, code: Code, reason: str) -> None:

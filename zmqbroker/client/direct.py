@@ -6,7 +6,6 @@ the two it is. Decisions are in :mod:`.accepting`; here are the socket, its thre
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import secrets
@@ -18,11 +17,13 @@ from typing import Any
 import zmq
 from crc32c import crc32c
 
-from zmqbroker.client.accepting import Accepting, DeadLetter
+from zmqbroker.client.accepting import RUN, Accepting
 from zmqbroker.client.consumer import ConsumerStats
 from zmqbroker.client.consuming import Delivery
+from zmqbroker.core.state import envelope
 from zmqbroker.errors import BrokerError, ConsumerClosed
 from zmqbroker.protocol import HEADER_BYTES
+from zmqbroker.security import DATA_DOMAIN, ServerKeys
 from zmqbroker.sockets import receiver, sender
 from zmqbroker.storage.interface import KIND_DATA
 from zmqbroker.storage.log import DiskLog
@@ -33,8 +34,9 @@ _log = logging.getLogger(__name__)
 class DirectConsumer:
     """Listens for producers on ``bind`` (several addresses with commas between them).
 
-    ``dead_letters``: a directory for batches that can be neither decoded nor stored; without one they stay with their
-    producer. Raises :class:`BrokerError` for an address in use.
+    ``max_rows``, ``max_bytes`` and ``linger_ms`` bound a delivery: what producers may seal together. ``dead_letters``:
+    a directory for batches that can be neither decoded nor stored; without one they stay with their producer. ``keys``:
+    encryption, and an allow-list of producers. Raises :class:`BrokerError` for an address in use.
     """
 
     def __init__(
@@ -43,14 +45,18 @@ class DirectConsumer:
         topic: str = "gpu-telemetry",
         *,
         credit: int = 2,
+        max_rows: int = RUN.rows,
+        max_bytes: int = RUN.bytes,
+        linger_ms: int = round(RUN.linger_s * 1000),
         pool_bytes: int = 64 << 20,
         dead_letters: str | os.PathLike[str] | None = None,
+        keys: ServerKeys | None = None,
         clock: Callable[[], float] = time.monotonic,
-        secure: Callable[[zmq.Context[Any], zmq.Socket[Any]], None] | None = None,
     ) -> None:
         self._clock = clock
         self._lock = threading.Condition()
-        self._accepting = Accepting(topic, secrets.token_bytes(16), pool_bytes=pool_bytes)
+        limits = RUN._replace(rows=max_rows, bytes=max_bytes, linger_s=linger_ms / 1000)
+        self._accepting = Accepting(topic, secrets.token_bytes(16), pool_bytes=pool_bytes, limits=limits)
         self._credit = credit
         self._accepting.set_open(credit > 0)
         self._closed = False
@@ -69,14 +75,16 @@ class DirectConsumer:
         router.set(zmq.LINGER, 0)
         router.set(zmq.SNDHWM, 0)
         router.set(zmq.MAXMSGSIZE, self._accepting.message_bytes_max + HEADER_BYTES)
-        if secure is not None:
-            secure(self._context, router)
+        self._keys = keys
+        if keys is not None:
+            keys.start(self._context)
+            keys.secure_server(router, DATA_DOMAIN)
         self.endpoints: list[str] = []
         for address in bind.split(","):
             try:
                 router.bind(address.strip())
             except zmq.ZMQError as e:
-                self._context.destroy(0)
+                self._end_context()
                 raise BrokerError(f"cannot listen on {address}: {e.strerror or e}") from None
             self.endpoints.append(router.get_string(zmq.LAST_ENDPOINT))
         self._router = router
@@ -86,7 +94,7 @@ class DirectConsumer:
     # --- as Consumer -----------------------------------------------------------------------------------------------
 
     def receive(self, timeout: float | None = None) -> Delivery | None:
-        """The next batch as a range of its own, or None at the time-out (seconds)."""
+        """The next run of one producer, or None at the time-out (seconds)."""
         deadline = None if timeout is None else self._clock() + timeout
         with self._lock:
             while True:
@@ -104,11 +112,9 @@ class DirectConsumer:
                 self._lock.wait(min(left, 0.2) if left is not None else 0.2)
 
     def ack(self, delivery: Delivery, rejected_rows: int = 0, dead: Sequence[int] = (), reason: str = "") -> None:
-        """The batch is stored; or it is ``dead`` and goes to the dead letters, durably, before its producer hears."""
+        """The run is stored; what is ``dead`` of it goes to the dead letters, durably, before its producer hears."""
         with self._lock:
-            if dead:
-                self._bury(self._accepting.dead_letter(delivery, reason), delivery)
-            else:
+            if not dead or self._bury(delivery, dead, reason):
                 self._accepting.settle(delivery)
                 self._settled += 1
             self._lock.notify_all()
@@ -116,34 +122,33 @@ class DirectConsumer:
 
     def nack(self, delivery: Delivery, reason: str, dead: bool = False, failure: bool = True) -> None:
         with self._lock:
-            if dead:
-                letter = self._accepting.dead_letter(delivery, reason)
-            else:
-                letter = self._accepting.nack(delivery, failure, self._clock())
-            if letter is not None:
-                self._bury(letter._replace(reason=reason), delivery)
+            offsets = delivery.records["offset"].tolist()
+            dead = dead or self._accepting.nack(delivery, failure, self._clock())
+            if dead and self._bury(delivery, offsets, reason):
+                self._accepting.settle(delivery)
             self._lock.notify_all()
         self._wake()
 
-    def _bury(self, letter: DeadLetter | None, delivery: Delivery) -> None:
-        if letter is None:
-            return
+    def _bury(self, delivery: Delivery, dead: Sequence[int], reason: str) -> bool:
+        """Keep batches that cannot be stored, durably. False where there is no place for them."""
         if self._letters is None:
             _log.error(
-                "a batch cannot be stored and there is no place for dead letters: its producer keeps it",
-                extra={"session": letter.session, "seq": letter.seq, "reason": letter.reason},
+                "batches cannot be stored and there is no place for dead letters: their producer keeps them",
+                extra={"session": int(delivery.records["session"][0]), "seqs": list(dead), "reason": reason},
             )
             self._accepting.nack(delivery, False, self._clock())
-            return
-        origin = {"session": letter.session, "seq": letter.seq, "rows": letter.rows, "reason": letter.reason[:1000]}
-        head = json.dumps(origin, separators=(",", ":")).encode()
-        payload = b"GZDL" + len(head).to_bytes(4, "little") + head + letter.payload
-        now_ms, crc = int(time.time() * 1000), crc32c(payload)
-        self._letters.commit(
-            [(KIND_DATA, 0, self._next_letter, letter.session, letter.seq, 0, letter.rows, now_ms, crc, payload)]
-        )
-        self._next_letter += 1
-        self._accepting.settle(delivery)
+            return False
+        appends = []
+        now_ms = int(time.time() * 1000)
+        for record, body in zip(delivery.records.tolist(), delivery.payloads(), strict=True):
+            offset, session, seq, _, rows, _, _ = record
+            if offset in dead:
+                letter = envelope({"session": session, "seq": seq, "rows": rows, "reason": reason[:1000]}, bytes(body))
+                at = self._next_letter
+                appends.append((KIND_DATA, 0, at, session, seq, 0, rows, now_ms, crc32c(letter), letter))
+                self._next_letter += 1
+        self._letters.commit(appends)
+        return True
 
     def working(self, delivery: Delivery, state: str) -> None:
         """Nothing: the lease here is the producer's."""
@@ -169,7 +174,7 @@ class DirectConsumer:
         return 0.0
 
     def holds(self, delivery: Delivery) -> bool:
-        """Whether an insert of this batch may be begun: its producer was heard lately."""
+        """Whether an insert of this run may be begun: its producer was heard lately."""
         with self._lock:
             return self._accepting.holds(delivery, self._clock())
 
@@ -200,9 +205,14 @@ class DirectConsumer:
             os.close(self._wake_fd)
             self._wake_fd = -1
         self._router.close(200)
-        self._context.term()
+        self._end_context()
         if self._letters is not None:
             self._letters.close(b"")
+
+    def _end_context(self) -> None:
+        if self._keys is not None:
+            self._keys.stop()
+        self._context.destroy(200)
 
     def __enter__(self) -> DirectConsumer:
         return self
@@ -221,7 +231,9 @@ class DirectConsumer:
         poller = zmq.Poller()
         poller.register(self._router, zmq.POLLIN)
         poller.register(self._wake_fd, zmq.POLLIN)
-        receive, send = receiver(self._router), sender(self._router)
+        send = sender(self._router)
+        refuse = lambda conn, frames: self._accepting.sends.append((conn, frames))
+        receive = receiver(self._router) if self._keys is None else self._keys.receiver(self._router, refuse)
         while True:
             ready = dict(poller.poll(400))
             if self._wake_fd in ready:

@@ -1,13 +1,15 @@
-"""Options that every client of a broker with keys has, and the keys made of them."""
+"""Options about keys, of clients and of who listens, and the keys made of them."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from telemetry.addresses import may_listen
 from telemetry.options import Option, UsageError, path
-from zmqbroker.security import ClientKeys, KeyFileError
+from zmqbroker.security import ClientKeys, KeyFileError, ServerKeys
 
 CURVE_OPTIONS: Final = (
     Option(
@@ -41,3 +43,23 @@ def client_keys(curve_key: Path | None, server_key: str) -> ClientKeys | None:
 def keys_from(args: argparse.Namespace) -> ClientKeys | None:
     """:func:`client_keys` of a parsed command line."""
     return client_keys(args.curve_key, args.server_key)
+
+
+def listening_keys(
+    curve_key: Path | None, allow_list: Path | None, addresses: Iterable[str], *, insecure: bool
+) -> ServerKeys | None:
+    """The keys of who listens on ``addresses``; None without any. Raises :class:`UsageError`, also for an address that
+    needs keys."""
+    if (curve_key is None) != (allow_list is None):
+        raise UsageError("--curve-key and --allow-list go together: CURVE alone keeps nobody out")
+    for address in addresses:
+        scheme, _, rest = address.strip().partition("://")
+        if scheme == "tcp":
+            host = rest.rpartition(":")[0].strip("[]")
+            may_listen(host, address, insecure=insecure, keys=curve_key is not None)
+    if curve_key is None or allow_list is None:
+        return None
+    try:
+        return ServerKeys.load(curve_key, allow_list)
+    except KeyFileError as e:
+        raise UsageError(str(e)) from None

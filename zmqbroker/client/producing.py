@@ -13,10 +13,12 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Final
 
 from zmqbroker import protocol
 from zmqbroker.client.conversation import SILENCE_S, Opening
+from zmqbroker.client.runs import Limits, Run, Sealing, place_of
 from zmqbroker.errors import BrokerError, MessageTooLarge, Refused
 from zmqbroker.protocol import FATAL_FROM, HEADER, HEADER_BYTES, MAGIC, NO_PARTITION, VERSION, Code, Flag, Header, Type
 
@@ -38,7 +40,7 @@ _FAILED_MAX: Final = 10_000
 class Pending:
     """A batch that is not acked yet."""
 
-    __slots__ = ("count", "crc", "flags", "key", "log", "partition", "payload", "rows")
+    __slots__ = ("count", "crc", "flags", "key", "log", "partition", "payload", "rows", "run")
 
     def __init__(self, payload: bytes, rows: int, crc: int, key: int | None, partition: int, count: int) -> None:
         self.payload = payload
@@ -50,6 +52,13 @@ class Pending:
         self.count = count
         self.log: bytes | None = None
         """The log it was sent to; None if it was never sent."""
+        self.run: Run | None = None
+        """What it was sealed in for a collector without a broker (R30)."""
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes of the credit."""
+        return len(self.payload) + HEADER_BYTES
 
 
 class ProducerConversation:
@@ -90,6 +99,9 @@ class ProducerConversation:
         self._doubt_below = 0
         """The log has lost records: a batch sent to it before (by an earlier run of us: with a seq below this) may have
         been delivered all the same."""
+        self.sealing = Sealing()
+        self._sorted = True
+        """Whether what another log may hold was sorted out of ``to_send`` in this conversation."""
         self._parted_s: dict[bytes, float] = {}
         self._held_back: deque[int] = deque()
         self._hold_until_s = 0.0
@@ -97,7 +109,7 @@ class ProducerConversation:
         self.failed: dict[int, BrokerError] = {}
         """Batches that the broker will never take, by seq: the latest ones."""
         self.published = self.acked = self.rows_published = self.rows_acked = 0
-        self.refused = self.possible_duplicates = self.stranded = 0
+        self.refused = self.given_up = self.possible_duplicates = self.stranded = 0
         self.on_acked: Callable[[int, int], None] | None = None
         """Called with (first seq, last seq) of what has become safe."""
         self._told_wanted = 0
@@ -156,14 +168,20 @@ class ProducerConversation:
         self.to_send = deque(self.pending)
         self.unsent_bytes = self.pending_bytes
         self._held_back.clear()
+        self.sealing.unacked.clear()
+        self._sorted = False
 
     @property
     def _wanted(self) -> int:
         """Total bytes that we would have sent with enough credit: the next batch, or a little more, ahead."""
         if not self.to_send:
             return self.sent_bytes
-        first = len(self.pending[self.to_send[0]].payload) + HEADER_BYTES if self.to_send[0] in self.pending else 0
-        return self.sent_bytes + max(first, min(self.unsent_bytes, self._ahead_bytes))
+        first = self.pending.get(self.to_send[0])
+        first_bytes = first.size_bytes if first is not None else 0
+        if first is not None and first.run is not None:
+            run = takewhile(lambda b: b is not None and b.run == first.run, map(self.pending.get, self.to_send))
+            first_bytes = sum(b.size_bytes for b in run if b is not None)
+        return self.sent_bytes + max(first_bytes, min(self.unsent_bytes, self._ahead_bytes))
 
     def outgoing(self, now: float) -> list[list[bytes]]:
         if self.fatal is not None:
@@ -196,6 +214,9 @@ class ProducerConversation:
                 self.unsent_bytes += sum(len(self.pending[s].payload) + HEADER_BYTES for s in self._held_back)
                 self.to_send.extendleft(reversed(self._held_back))
                 self._held_back.clear()
+                self._sorted = False
+            if not self._sorted:
+                self._sort_out(now)
             self._publish(out, generation, now)
         if self._echo or (self.to_send and self._told_wanted <= self.granted_bytes < self._wanted):
             self._told_wanted = self._wanted
@@ -210,14 +231,46 @@ class ProducerConversation:
             self._last_sent_s = now
         return out
 
+    def _sort_out(self, now: float) -> None:
+        """What another log may hold does not go to this one: never, later, or marked (R7, R30)."""
+        self._sorted = True
+        pending = self.pending
+        if all(batch.log in (None, self.log) for batch in pending.values()):
+            return
+        kept: deque[int] = deque()
+        for seq in self.to_send:
+            batch = pending.get(seq)
+            if batch is None:
+                continue
+            if batch.log not in (None, self.log):
+                may_move_s = self._parted_s.get(batch.log or b"", 0.0) + self.moved_after_s
+                if self.failover != "resend" and not self.moved_after_s:
+                    # It waits for its own log to come back; what was never sent goes on.
+                    self.stranded += 1
+                    self.unsent_bytes -= batch.size_bytes
+                    continue
+                if now < may_move_s:
+                    # An insert of it may still be on its way there: what was never sent goes first (R30).
+                    self._held_back.append(seq)
+                    self.unsent_bytes -= batch.size_bytes
+                    self._hold_until_s = max(self._hold_until_s, may_move_s)
+                    continue
+                # For good: the new log may lose it before it is durable there, and be sent it again.
+                batch.flags |= Flag.RESENT
+                batch.log = self.log
+            kept.append(seq)
+        self.to_send = kept
+
     def _publish(self, out: list[list[bytes]], generation: int, now: float) -> None:
         to_send, pending = self.to_send, self.pending
         lowest = self.lowest_unacked
-        passed_over: list[int] = []
         publish = int(Type.PUBLISH)
         pack_header = HEADER.pack
         session, log, granted, sent = self.session, self.log, self.granted_bytes, self.sent_bytes
         window, limit = self.window_seqs, self.message_bytes_max
+        if self.sealing.limits is not None:
+            queue = ((seq, pending[seq]) for seq in to_send if seq in pending)
+            granted = sent + self.sealing.sendable(queue, granted - sent, now)
         wanted = self._wanted
         while to_send and len(out) < _SEND_MESSAGES_MAX:
             seq = to_send[0]
@@ -233,40 +286,23 @@ class ProducerConversation:
                 # A broker that was sent it would end the connection, each time again.
                 to_send.popleft()
                 self.unsent_bytes -= size
-                self._give_up(seq, MessageTooLarge(len(payload), limit))
+                self._give_up(seq, MessageTooLarge(len(payload), limit), now)
+                if self.opening.generation != generation:
+                    return
                 continue
-            flags = batch.flags
-            if batch.log != log:
-                if batch.log is not None:
-                    if self.failover != "resend" and not self.moved_after_s:
-                        to_send.popleft()
-                        passed_over.append(seq)
-                        continue
-                    may_move_s = self._parted_s.get(batch.log, 0.0) + self.moved_after_s
-                    if now < may_move_s:
-                        # An insert of it may still be on its way there: what was never sent goes first (R30).
-                        self._held_back.append(to_send.popleft())
-                        self.unsent_bytes -= size
-                        self._hold_until_s = max(self._hold_until_s, may_move_s)
-                        continue
-                    # For good: the new log may lose it before it is durable there, and be sent it again.
-                    batch.flags = flags = flags | Flag.RESENT
-                batch.log = log
+            batch.log = log
             to_send.popleft()
             sent += size
             header = pack_header(
-                MAGIC, VERSION, publish, flags, batch.partition, generation, batch.rows, session, seq, lowest,
-                wanted if wanted > sent else sent, batch.crc, batch.key, batch.count, 0,
+                MAGIC, VERSION, publish, batch.flags, batch.partition, generation, batch.rows, session, seq, lowest,
+                wanted if wanted > sent else sent, batch.crc, batch.key, batch.count,
+                0 if batch.run is None else place_of(seq, batch.run),
             )  # fmt: skip
             # A payload of no bytes needs its frame: alone the header would be no whole PUBLISH.
             out.append([header + payload] if HEADER_BYTES < size <= _INLINE else [header, payload])
         self.unsent_bytes -= sent - self.sent_bytes
         self.sent_bytes = sent
         self._told_wanted = max(wanted, sent)
-        if passed_over:
-            # They wait for their own log to come back; what was never sent goes on.
-            self.unsent_bytes -= sum(len(pending[s].payload) + HEADER_BYTES for s in passed_over)
-            self.stranded += len(passed_over)
         if not to_send:
             self.unsent_bytes = 0  # what was acked before it was sent again in this conversation still stood in it
 
@@ -325,6 +361,11 @@ class ProducerConversation:
             for seq, batch in self.pending.items():
                 if batch.log == log or (self.resumed and seq < self._doubt_below):
                     batch.flags |= Flag.RESENT
+        self.sealing.limits = limits = Limits.of(options)
+        if limits is not None:
+            for run in {b.run for b in self.pending.values() if b.run is not None}:
+                if sum(b.size_bytes for b in self._batches_of(run)) > limits.bytes:
+                    self._dissolve(run)
         self.opening.accept()
         self.message_bytes_max = h.d
         self.window_seqs = h.c
@@ -344,6 +385,10 @@ class ProducerConversation:
                     self.acked += 1
                     self.rows_acked += batch.rows
                     self.pending_bytes -= len(batch.payload) + HEADER_BYTES
+                    if batch.run is not None:
+                        self.sealing.unacked.discard(batch.run)
+                        if not first <= batch.run[0] <= batch.run[1] <= last:
+                            self._dissolve(batch.run)
             if self.on_acked is not None:
                 self.on_acked(first, last)
 
@@ -367,7 +412,9 @@ class ProducerConversation:
         if code >= FATAL_FROM:
             too_large = code == Code.TOO_LARGE
             self._give_up(
-                seq, MessageTooLarge(len(batch.payload), self.message_bytes_max) if too_large else Refused(code, reason)
+                seq,
+                MessageTooLarge(len(batch.payload), self.message_bytes_max) if too_large else Refused(code, reason),
+                now,
             )
             return
         self.to_send.appendleft(seq)
@@ -379,10 +426,25 @@ class ProducerConversation:
         elif code == Code.OVER_CREDIT:
             self._anew(now)
 
-    def _give_up(self, seq: int, error: BrokerError) -> None:
+    def _batches_of(self, run: Run) -> list[Pending]:
+        found = (self.pending.get(seq) for seq in range(run[0], run[1] + 1))
+        return [batch for batch in found if batch is not None and batch.run == run]
+
+    def _dissolve(self, run: Run) -> None:
+        """A run that cannot be sent whole any more is none: its batches are sealed anew, as what may be stored."""
+        self.sealing.unacked.discard(run)
+        for batch in self._batches_of(run):
+            batch.run = None
+            batch.flags |= Flag.RESENT
+
+    def _give_up(self, seq: int, error: BrokerError, now: float) -> None:
         """This batch will never be taken: who waits for it learns why."""
         batch = self.pending.pop(seq)
         self.pending_bytes -= len(batch.payload) + HEADER_BYTES
+        if batch.run is not None:
+            self._dissolve(batch.run)
+            self._anew(now)  # the collector forgets what it has of the run
+        self.given_up += 1
         self.failed[seq] = error
         if len(self.failed) > _FAILED_MAX:
             del self.failed[next(iter(self.failed))]
@@ -413,6 +475,8 @@ class ProducerConversation:
             due.append(self._retry_at_s - now)
         if self._held_back:
             due.append(self._hold_until_s - now)
+        if self.sealing.limits is not None:
+            due.append(self.sealing.due_s - now)
         return max(0.0, min(due))
 
     def stale(self, now: float) -> bool:

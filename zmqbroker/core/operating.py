@@ -60,7 +60,8 @@ class Operating:
         """
         parts = []
         for part, old, at in zip(topic.partitions, group.parts, positions, strict=True):
-            at = min(max(at, part.first_offset), part.next_offset)
+            # What was dropped before the group had it is stepped over later, and counted (R28).
+            at = min(max(at, min(part.first_offset, old.floor)), part.next_offset)
             totals = totals_before(part, at) if at >= part.base else (0, 0)
             parts.append(GroupPartition(at, *totals, max(old.repeat_below, old.sealed_next)))
         fresh = Group(group.name, group.config, group.generation + 1, parts)

@@ -235,8 +235,7 @@ class Topic:
             group.generation += 1 << 16
             starts = self._certain[group.name]
             group.parts = [
-                GroupPartition(max(at, part.first_offset), 0, 0, part.next_offset)
-                for part, at in zip(self.partitions, starts, strict=True)
+                GroupPartition(at, 0, 0, part.next_offset) for part, at in zip(self.partitions, starts, strict=True)
             ]
             self.journal(GROUP, group.to_state())
 
