@@ -186,12 +186,20 @@ class LiveSender:
         while sent and sent[0].receipt.done:
             batch = sent.popleft()
             self._saved = max(0, self._saved - 1)
+            if batch.receipt.error is not None:
+                self._refused(batch.rows, batch.receipt.error)
+                continue
             self.totals.rows_acked += batch.rows
             self.totals.batches_acked += 1
             if self._log.isEnabledFor(logging.DEBUG):
                 log_batch(self._log, "batch acknowledged", batch.receipt, batch.rows)
             tracing.published(batch.receipt)
             self._latencies.append(self._clock() - batch.at)
+
+    def _refused(self, rows: int, error: BrokerError) -> None:
+        """The broker will never take this batch."""
+        self.dropped_rows += rows
+        self._log.error("the broker refused a batch for good", extra={"rows_lost": rows, "reason": str(error)})
 
     def _watch(self) -> None:
         """Decide whether the broker takes what it is given."""
@@ -239,8 +247,11 @@ class LiveSender:
     def _catch_up(self) -> None:
         assert self._spool is not None
         while self._old_sent and self._old_sent[0][0].done:
-            _, batch = self._old_sent.popleft()
+            receipt, batch = self._old_sent.popleft()
             self._spool.done(batch.offset)
+            if receipt.error is not None:
+                self._refused(batch.rows, receipt.error)  # and would be again
+                continue
             self.totals.rows_acked += batch.rows
             self.totals.batches_acked += 1
         if len(self._old_sent) > 64 or self._tokens.delay_s(0) > 0:

@@ -9,6 +9,7 @@ BrokerError
      +- MessageTooLarge        above the broker's limit
      +- ProducerClosed, ConsumerClosed
      +- Refused                the broker said no, with a code of the protocol
+     +- BatchesRefused         of what was published, some will never be taken
      +- LogStopped             an fsync failed: the log is never written again by this process (R11)
      +- DirectoryLocked        another process holds the data directory
      +- CorruptLog             the log's own files contradict each other
@@ -68,6 +69,17 @@ class Refused(Fatal):
         super().__init__(f"the broker refused: {reason} (code {code})")
         self.code = code
         self.reason = reason
+
+
+class BatchesRefused(Fatal):
+    """``count`` batches that were published will never be durable; ``first`` is why the first of them was refused."""
+
+    def __init__(self, count: int, first: BrokerError) -> None:
+        super().__init__(
+            f"{count} {'batch was' if count == 1 else 'batches were'} refused for good; the first: {first}"
+        )
+        self.count = count
+        self.first = first
 
 
 class LogStopped(Fatal):

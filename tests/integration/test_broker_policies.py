@@ -8,6 +8,7 @@ import pytest
 
 from zmqbroker.client import Consumer, Producer
 from zmqbroker.core.config import TopicConfig
+from zmqbroker.errors import BatchesRefused, MessageTooLarge
 from zmqbroker.testing import running_broker, topic_stats
 
 
@@ -99,3 +100,18 @@ def test_what_is_kept_for_replay_alone_never_stops_producers(tmp_path: Path) -> 
                 consumer.ack(delivery)
             assert producer.flush(30)
             assert not topic_stats(broker, "t")["disk_full"]
+
+
+def test_flush_and_close_tell_of_batches_that_will_never_be_durable(tmp_path: Path) -> None:
+    """What is above the limit can be published before the broker has told its limit."""
+    url = f"ipc://{tmp_path}/broker"
+    with Producer(url, "t") as producer:
+        small, large = producer.publish(b"small"), producer.publish(b"x" * 1001)
+        with running_broker(tmp_path / "data", bind=url, message_bytes_max=1000):
+            with pytest.raises(BatchesRefused, match="1 batch was refused for good") as refused:
+                producer.flush(30)
+            assert isinstance(refused.value.first, MessageTooLarge)
+            assert (small.error, large.error) == (None, refused.value.first)
+            assert producer.flush(30), "it was told of"
+            assert (producer.stats.acked, producer.stats.failed) == (1, 1)
+            assert producer.close() == 0

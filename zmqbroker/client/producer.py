@@ -13,7 +13,7 @@ from crc32c import crc32c
 
 from zmqbroker.client.producing import ProducerConversation
 from zmqbroker.client.transport import Link
-from zmqbroker.errors import BrokerError, MessageTooLarge, ProducerClosed, PublishTimeout
+from zmqbroker.errors import BatchesRefused, BrokerError, MessageTooLarge, ProducerClosed, PublishTimeout
 from zmqbroker.protocol import HEADER_BYTES, NO_PARTITION
 
 
@@ -31,6 +31,8 @@ class ProducerStats(NamedTuple):
     credit_wait_seconds: float
     possible_duplicates: int
     connected: bool
+    failed: int = 0
+    """Batches that were refused for good; ``refused`` counts every refusal, those that were sent again too."""
 
 
 class Receipt:
@@ -51,6 +53,11 @@ class Receipt:
     def done(self) -> bool:
         """Durable at the broker, or refused for good."""
         return self.seq not in self._producer._conversation.pending
+
+    @property
+    def error(self) -> BrokerError | None:
+        """Why it was refused for good, if it was (the producer remembers the latest ten thousand)."""
+        return self._producer._conversation.failed.get(self.seq)
 
     def wait(self, timeout: float | None = None) -> bool:
         """True once the batch is durable; False at the time-out. Raises what the broker refused it for."""
@@ -100,6 +107,8 @@ class Producer:
         )
         self._callbacks: dict[int, list[tuple[Receipt, Callable[[Receipt], None]]]] = {}
         self._credit_wait_seconds = 0.0
+        self._told_given_up = 0
+        """Batches refused for good that a flush has told of."""
         self._closed = False
         self._link = Link(
             url,
@@ -166,12 +175,22 @@ class Producer:
         self._credit_wait_seconds += self._clock() - start
 
     def flush(self, timeout: float | None = None) -> bool:
-        """True once everything published is durable; False at the time-out. Raises what the broker refused."""
+        """True once everything published is durable; False at the time-out.
+
+        Raises what the broker refused this session for, or :class:`BatchesRefused` where batches since the last call
+        will never be durable: after that the others are.
+        """
+        conversation = self._conversation
         with self._lock:
-            return self._until(lambda: not self._conversation.pending, timeout)
+            done = self._until(lambda: not conversation.pending, timeout)
+            if count := conversation.given_up - self._told_given_up:
+                self._told_given_up = conversation.given_up
+                raise BatchesRefused(count, list(conversation.failed.values())[-min(count, len(conversation.failed))])
+            return done
 
     def close(self, timeout: float = 10.0) -> int:
-        """Flush for at most ``timeout`` seconds, leave, and return how many batches are still unacked."""
+        """Flush for at most ``timeout`` seconds, leave, and return how many batches are not durable: still unacked, or
+        refused without a :meth:`flush` that told."""
         with self._lock:
             already, self._closed = self._closed, True
             if not already:
@@ -183,7 +202,7 @@ class Producer:
             self._lock.notify_all()
         if not already:
             self._link.end(2.0)
-        return len(self._conversation.pending)
+        return len(self._conversation.pending) + self._conversation.given_up - self._told_given_up
 
     def __enter__(self) -> Producer:
         return self
@@ -206,6 +225,7 @@ class Producer:
             self._credit_wait_seconds,
             c.possible_duplicates,
             c.connected,
+            c.given_up,
         )
 
     @property
