@@ -24,7 +24,7 @@ CHECK_SECONDS: Final = 60.0
 """How often the newest rows are looked at for batches that are stored twice (R19)."""
 
 REST_A_LOOK: Final = 2.0
-"""Rest at least so many times as long as the look took: while a backlog drains, rows come first. A rollup reads raw rows
+"""Rest so many times as long as the look took, or longer: while a backlog drains, rows come first. A rollup reads rows
 several times as fast as they can be inserted, so a third of the time is enough to keep up."""
 
 
