@@ -115,7 +115,7 @@ export class Chart {
     if (!width || !this.lines.length) return;
     const units = [...new Set(this.lines.map((line) => line.unit))].slice(0, 2);
     this.scale = rem() / 16;
-    const look = { text: token("--muted"), grid: token("--line"), font: `${11 * this.scale}px ${token("--sans")}` };
+    const look = { text: token("--muted"), grid: token("--line"), font: `${Math.round(11 * this.scale)}px ${token("--sans")}` };
     const axis = { stroke: look.text, font: look.font, grid: { stroke: look.grid, width: 1 }, ticks: { stroke: look.grid, width: 1, size: 4 }, size: 46 * this.scale };
     const series = [{}];
     const bands = [];

@@ -37,6 +37,7 @@ export function quantity(value, unit) {
   if (unit === "code" || unit === "generation") return String(value);
   if (unit === "MiB" && Math.abs(value) >= 1024) return `${plain(value / 1024, 3)} GiB`;
   if (unit === "bytes") return bytes(value);
+  if (unit === "W" && Math.abs(value) >= 1e6) return `${plain(value / 1e6, 3)} MW`;
   if (unit === "W" && Math.abs(value) >= 10_000) return `${plain(value / 1000, 3)} kW`;
   if (unit === "mJ") return `${short(value / 1000)}J`.replace(/(\d)J/, "$1 J");
   const name = unitName(unit);

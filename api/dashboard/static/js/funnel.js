@@ -13,6 +13,9 @@ const STEPS = [
 /** `totals` of the fleet with the last step: of those allocated, unless no GPU tells who holds it. */
 const narrowed = (totals) => ({ ...totals, last: totals.allocated ? totals.active : totals.working });
 
+/** "96 %"; what is not all is never told as 100. */
+const percent = (share) => (share < 1 && share >= 0.995 ? "> 99 %" : `${Math.round(share * 100)} %`);
+
 export function funnel() {
   const lines = STEPS.map(([label, , meaning]) => {
     const value = h("b", {}, "–");
@@ -27,7 +30,7 @@ export function funnel() {
       STEPS.forEach(([, name], i) => {
         const share = totals.gpus ? (totals[name] ?? 0) / totals.gpus : 0;
         fill(lines[i].value, count(totals[name]));
-        fill(lines[i].share, i && totals.gpus ? `${Math.round(share * 100)} %` : "");
+        fill(lines[i].share, i && totals.gpus ? percent(share) : "");
         lines[i].bar.style.setProperty("transform", `scaleX(${share})`);
       });
     },

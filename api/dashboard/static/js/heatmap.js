@@ -226,7 +226,7 @@ export class Heatmap {
     g.textAlign = "left";
     g.textBaseline = "alphabetic";
     g.fillStyle = look.muted;
-    g.font = `${11 * scale}px ${look.sans}`;
+    g.font = `${Math.round(11 * scale)}px ${look.sans}`;
     if (label) {
       this.hosts.forEach((host, i) => {
         const text = fit(g, host.hostname || "(no host)", across * pitchX);
