@@ -81,14 +81,7 @@ class FileBlocks:
 
     def count_lines(self, start: int, end: int) -> int:
         """Line ends in the bytes ``[start, end)``: for line numbers, asked only where a row was rejected."""
-        lines = 0
-        while start < end:
-            piece = os.pread(self._fd, min(4 << 20, end - start), start)
-            if not piece:
-                break
-            lines += piece.count(b"\n")
-            start += len(piece)
-        return lines
+        return count_lines(self._fd, start, end)
 
     def close(self) -> None:
         """Close the file; the object is of no use afterwards."""
@@ -123,6 +116,15 @@ class FileBlocks:
         while done < size and (got := os.preadv(self._fd, [view[done:size]], start + done)):
             done += got
         return view[:done]
+
+
+def count_lines(fd: int, start: int, end: int) -> int:
+    """Line ends in the bytes ``[start, end)`` of an open file."""
+    lines = 0
+    while start < end and (piece := os.pread(fd, min(4 << 20, end - start), start)):
+        lines += piece.count(b"\n")
+        start += len(piece)
+    return lines
 
 
 def stream_blocks(

@@ -111,7 +111,7 @@ READING: Final = (
     Option("strict", "stop at the first bad row", False, flag),
     Option("map", "YAML file that says what the columns mean", None, path),
     Option("exporter-version", "version of the exporter that wrote the file, where its labels do not tell", None),
-    Option("follow", "at the end of a file wait for more, also when it is replaced by a new one", False, flag),
+    Option("follow", "at the end of a file wait for more, also when it is rotated or cut short", False, flag),
     Option("resume", "go on where the last run over this file ended, without gap or repeat", False, flag),
     Option("pass", "name of the pass that --resume goes on with; a new name sends the file anew", "1"),
     Option("explain", "print what is understood of the files, and end", False, flag),

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import logging
+import os
 import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from producers.errors import SourceError
+from producers.following import Following, Kept, Mark, find
 from producers.pacing import batch_rows_for_rate
-from producers.resume import LaneState, RunState, open_run
+from producers.resume import LaneState, RunState, hold, open_run
 from producers.source import Source, block_bytes_for, expand, lanes_of, open_source
 from producers.status import StreamerStatus
 from producers.supervising import state_dir, supervise, worker_settings
@@ -39,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--resume: a pipe cannot be read again; name a file")
     if args.resume and args.loop and not args.interval:
         raise UsageError("--resume with --loop needs --interval, which gives each pass its time")
-    if args.follow and (args.resume or args.loop or args.shard != (0, 1)):
-        raise UsageError("--follow goes with neither --resume, --loop, --interval nor --shard")
+    if args.follow and (args.loop or args.shard != (0, 1)):
+        raise UsageError("--follow goes with neither --loop, --interval nor --shard")
     if args.follow and not all(source.seekable for source in sources):
         raise UsageError("--follow: only plain files can be followed; a pipe is read to its end without it")
     return _stream(args, sources, Service.from_args("telemetry-streamer", args))
@@ -59,7 +64,9 @@ def _stream(args: argparse.Namespace, sources: list[Source], service: Service) -
     settings = worker_settings(args)
     with ExitStack() as stack:
         progress: Progress | None = None
-        if args.resume:
+        if args.follow:
+            lanes = [follow_plan(args, source, number, began_ns, stack) for number, source in enumerate(sources)]
+        elif args.resume:
             runs = [stack.enter_context(closing(_resumed(args, source, began_ns))) for source in sources]
             lanes, progress = resumed_plan(args, sources, runs)
         else:
@@ -95,10 +102,9 @@ def plan(args: argparse.Namespace, sources: list[Source], began_ns: int) -> Iter
                 first=first,
                 last=last,
                 session=secrets.randbits(64),
-                start=Position(0, source.data_start if args.follow else first),
+                start=Position(0, first),
                 passes=0 if args.loop else 1,
                 fixed_now=False,
-                follow=args.follow,
                 **cut,
             )
             number += 1
@@ -110,12 +116,69 @@ def cut_for(args: argparse.Namespace, source: Source, began_ns: int) -> dict[str
     return {
         "block_bytes": block_bytes,
         "batch_rows": batch_rows_for_rate(args.batch_rows, args.rate),
-        # A growing file has no end to share out: it is one lane.
-        "spans": lanes_of(source, block_bytes, 1 if args.follow else args.workers, args.shard),
+        "spans": lanes_of(source, block_bytes, args.workers, args.shard),
         "began_ns": began_ns,
         "interval_s": args.interval,
         "timestamps": args.timestamps,
     }
+
+
+def follow_plan(args: argparse.Namespace, source: Source, number: int, began_ns: int, stack: ExitStack) -> LaneTask:
+    """The lane of a growing file, which has no end to share out: from its beginning, or where --resume left it."""
+    with open(source.path, "rb") as f:
+        mark = Mark.of(f.fileno(), source.sample_bytes)
+    cut = cut_for(args, source, began_ns)
+    del cut["spans"]
+    lane = LaneTask(
+        lane=number,
+        source=source,
+        first=0,
+        last=0,
+        session=secrets.randbits(64),
+        start=Position(0, source.data_start),
+        passes=1,
+        fixed_now=False,
+        following=Following(mark),
+        **cut,
+    )
+    if not args.resume:
+        return lane
+    key = hashlib.blake2b(f"{os.path.abspath(source.path)}\0{args.pass_}".encode(), digest_size=16).hexdigest()
+    path = state_dir(args) / "resume" / f"{key}.follow"
+    stack.callback(os.close, hold(path.with_suffix(".lock"), source.path))
+    lane = replace(lane, following=Following(mark, keep_in=path))
+    return followed_before(lane, Kept.load(path), path) if path.exists() else lane
+
+
+def followed_before(lane: LaneTask, kept: Kept, path: Path) -> LaneTask:
+    """Where an earlier run came to; ``lane`` itself where the file it was in is not there any more."""
+    source = lane.source
+    name = find(source.path, kept.mark, kept.end)
+    if name is None:
+        logging.getLogger(__name__).warning(
+            "the file that was followed is not there any more; what was not sent of it is left out",
+            extra={"file": source.path, "sent_bytes": kept.position[1]},
+        )
+        return lane
+    version = source.mapping.exporter_version
+    source = open_source(name, map_file=source.map_file, exporter_version=version, sample_bytes=kept.mark.sample_bytes)[
+        0
+    ]
+    if source.mapping.digest.hex() != kept.mapping:
+        raise UsageError(
+            f"{lane.source.path}: its mapping has changed since --resume began with it; "
+            f"name a new pass (--pass NAME) to send it whole, or remove {path}"
+        )
+    return replace(
+        lane,
+        source=replace(source, path=lane.source.path, origin_ns=kept.origin_ns),
+        session=kept.session,
+        start=Position(*kept.position),
+        batch_rows=kept.batch_rows,
+        timestamps=kept.timestamps,
+        began_ns=kept.began_ns,
+        following=Following(kept.mark, kept.cuts, path),
+    )
 
 
 def _resumed(args: argparse.Namespace, source: Source, began_ns: int) -> RunState:

@@ -84,13 +84,7 @@ def open_run(
     Raises :class:`UsageError` where another process is at it, the file has changed since, or the state is damaged.
     """
     key = _key(source, pass_name, shard)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock_fd = os.open(folder / f"{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    try:
-        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock_fd)
-        raise UsageError(f"{source.path}: another streamer is resuming this file; wait for it or stop it") from None
+    lock_fd = hold(folder / f"{key}.lock", source.path)
     path = folder / f"{key}.json"
     try:
         if path.exists():
@@ -109,6 +103,18 @@ def open_run(
     except BaseException:
         os.close(lock_fd)
         raise
+
+
+def hold(lock: Path, source: str) -> int:
+    """Keep other processes from what ``lock`` stands for until the descriptor is closed. Raises :class:`UsageError`."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise UsageError(f"{source}: another streamer is resuming this file; wait for it or stop it") from None
+    return fd
 
 
 def _read(path: Path, lock_fd: int) -> RunState:

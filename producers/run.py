@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+from producers.following import Following
 from producers.pacing import TokenBucket
 from producers.publisher import Publisher
 from producers.task import Position, Report, WorkerSettings
@@ -37,7 +38,7 @@ class Run(ABC):
         self.rows_read = 0
         self.bytes_read = 0
         self.passes = 0
-        self.cuts: tuple[int, ...] = ()
+        self.following: Following | None = None
         self.urgent = False
         """The next report must go out at once: what follows relies on it."""
         self._lane = lane
@@ -77,7 +78,7 @@ class Run(ABC):
             connected=bool(stats.connected),
             latency_p50_s=publisher.latency_s(0.5),
             latency_p99_s=publisher.latency_s(0.99),
-            cuts=self.cuts,
+            following=self.following,
             ended=ended,
             done=done,
             unacked=unacked,

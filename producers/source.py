@@ -53,6 +53,10 @@ class Source:
     rows_a_line: int
     head: bytes
     """Stored bytes that were read from a pipe to understand it, and cannot be read again."""
+    sample_bytes: int
+    """How many bytes of it told what its columns mean."""
+    map_file: Path | None
+    """What --map says of its columns."""
     origin_ns: int
     """The time that ``shift`` moves to the beginning of the pass: the file's last time, or its first where only
     that is known. 0: the file has no times."""
@@ -119,9 +123,14 @@ def open_stream(path: str, head: bytes = b"") -> BinaryIO:
 
 
 def open_source(
-    path: str, *, map_file: Path | None = None, exporter_version: str | None = None, stream: BinaryIO | None = None
+    path: str,
+    *,
+    map_file: Path | None = None,
+    exporter_version: str | None = None,
+    stream: BinaryIO | None = None,
+    sample_bytes: int = SAMPLE_BYTES,
 ) -> tuple[Source, bytes]:
-    """Open, read the header and some rows, understand them.
+    """Open, read the header and some rows, understand them. ``sample_bytes``: of so many bytes at most.
 
     Returns the source and, for what cannot be read twice (a pipe, or ``stream``), the bytes that were read
     beyond the header. Raises :class:`SourceError`: one line that names the file and, for a bad header, its line.
@@ -134,7 +143,7 @@ def open_source(
     head_stored = _read_pipe(path, SAMPLE_BYTES) if once and stream is None else b""
     reader = stream or (_of_bytes(head_stored) if once else open_stream(path))
     try:
-        head = _read_some(reader, SAMPLE_BYTES)
+        head = _read_some(reader, sample_bytes)
         compression = _compression_of(reader)
         status = None if once else os.stat(path)
     finally:
@@ -167,6 +176,8 @@ def open_source(
         row_bytes=sampled / len(lines) if lines else 100.0,
         rows_a_line=max(1, len(mapping.metrics)),
         head=head_stored,
+        sample_bytes=len(head),
+        map_file=map_file,
         origin_ns=_origin(mapping, lines, tail, complete),
     )
     return source, head[data_start:] if once else b""

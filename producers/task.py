@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from producers.fleet import FleetSpec
+from producers.following import Following
 from producers.pacing import TimestampPolicy
 from producers.source import Source
 
@@ -48,10 +49,8 @@ class LaneTask:
     fixed_now: bool
     """Rows of policy ``now`` all get the time at which their pass began: what a resumed run needs, where a batch made
     again must be the same batch."""
-    follow: bool = False
+    following: Following | None = None
     """The file grows: at its end wait for more. Then ``Position.block`` is the offset of the next line."""
-    cuts: tuple[int, ...] = ()
-    """Of a followed file: ends of the pieces that an earlier worker had begun to publish, to be cut again just so."""
 
     @property
     def title(self) -> str:
@@ -64,7 +63,7 @@ class LaneTask:
         """
         if self.source.once:
             return None
-        return self if report is None else replace(self, start=report.position, cuts=report.cuts)
+        return self if report is None else replace(self, start=report.position, following=report.following)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +138,8 @@ class Report:
     connected: bool = False
     latency_p50_s: float = 0.0
     latency_p99_s: float = 0.0
-    cuts: tuple[int, ...] = ()
-    """Of a followed file: ends of the pieces that are published and not all durable, told before they are."""
+    following: Following | None = None
+    """Of a followed file: what its next reader must know; told before anything that relies on it is published."""
     ended: bool = False
     """The worker is finished with the lane, one way or the other."""
     done: bool = False

@@ -47,7 +47,7 @@ def runner_of(task: Task) -> Callable[..., Run]:
         from producers.fleet_run import FleetRun
 
         return FleetRun
-    if task.follow:
+    if task.following is not None:
         from producers.follow import FollowRun
 
         return FollowRun

@@ -81,14 +81,14 @@ class DirectoryProducer:
 
 
 def _content(body: bytes) -> tuple:
+    """The rows of a batch, in order; that of its dictionary is nobody's business."""
     batch = BatchDecoder().decode(body)
+    devices, metrics = batch.dictionary.devices, batch.dictionary.metrics
     return (
         batch.timestamp_ns.tobytes(),
         batch.value.tobytes(),
-        batch.device_code.tobytes(),
-        batch.metric_code.tobytes(),
-        batch.dictionary.devices,
-        batch.dictionary.metrics,
+        [devices[code] for code in batch.device_code.tolist()],
+        [metrics[code] for code in batch.metric_code.tolist()],
     )
 
 
