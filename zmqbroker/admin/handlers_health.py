@@ -64,6 +64,13 @@ def doctor(admin: Admin) -> Answer:
                     f"{where}: the oldest waits for {g['oldest_age_seconds']:.0f} s",
                     "more consumers, or a faster store",
                 )
+            if g["lost_messages"]:
+                add(
+                    "gaps",
+                    "warning",
+                    f"{where}: {g['lost_messages']} messages were dropped before it took them",
+                    "more consumers, or a larger --disk-max",
+                )
     lost = admin.core(lambda core: {t.name: t.lost_messages for t in core.topics.values() if t.lost_messages})
     for name, count in lost.items():
         add("gaps", "warning", f"topic {name}: {count} offsets are no more", f"`gaps {name}` says why")

@@ -127,6 +127,7 @@ def groups(admin: Admin, topic: str | None) -> list[dict[str, Any]]:
                 "delayed",
                 "redelivered",
                 "dead_rows",
+                "lost_messages",
                 "paused",
             )
         }

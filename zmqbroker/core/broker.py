@@ -242,6 +242,9 @@ class Core:
         if wants_roll and topic.roll_snapshot is None:
             topic.wants_roll = True
         for part, first in zip(topic.partitions, first_offsets, strict=True):
+            if topic.config.overflow == "drop-oldest" and first > part.first_offset and topic.floors() is None:
+                # Dropped before any group was there to miss it (drop-oldest): the topic counts it.
+                topic.lost_messages += first - part.first_offset
             part.first_offset = max(part.first_offset, first)
             if topic.letters is not None and part.index == 0:
                 topic.letters.done(0, part.first_offset - 1)

@@ -57,6 +57,8 @@ def group_report(state: State, topic: Topic, group: Group) -> dict[str, Any]:
         "rejected_rows": group.rejected_rows,
         "dead_rows": group.dead_rows,
         "redelivered": group.redelivered,
+        "lost_messages": group.lost_messages,
+        "order_breaks": group.order_breaks,
         "last_ack_seconds_ago": round(state.now - group.last_ack_s, 3) if group.last_ack_s is not None else None,
         "partitions": partitions,
     }

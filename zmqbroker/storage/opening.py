@@ -126,6 +126,9 @@ class _Opening:
             for position in active.found.stale:
                 file.write([bytes(HEADER_BYTES)], position)
             opened = self._open_active(active.head, file, findings.next_offsets, active.found.end)
+            # What is written now must not call it synced yet: should this sync fail too, the next recovery would
+            # believe it and write nothing again.
+            opened.synced = min(synced, active.found.end)
             opened.load(active.found.headers, findings.gaps)
         self._journal_damaged |= findings.journal_damaged
         clean = self._is_clean(active, torn_bytes) if active is not None else is_new

@@ -389,6 +389,24 @@ def test_r11_a_failed_fsync_stops_the_log_and_is_never_retried() -> None:
     assert offsets_of(log, 0) == list(range(10))
 
 
+def test_r09_what_a_recovery_could_not_sync_is_written_again_by_the_next() -> None:
+    """The next found a record that called everything before it synced, and believed it."""
+    disk = SimulatedDisk(5, survival=0.0)
+    log, _ = open_log(disk)
+    fill(log, 0, 5)
+    log.commit([data(0, 5, payload_for(0, 5, 4 * SECTOR))], sync=False)
+    disk.kill()
+    disk.fail_sync(log.active_path)
+    with pytest.raises(OSError, match="simulated sync error"):
+        open_log(disk)
+    disk.kill()
+    open_log(disk)
+    disk.lose_power()
+    log, found = open_log(disk)
+    assert found.gaps == []
+    assert offsets_of(log, 0) == list(range(6))
+
+
 def test_r11_a_failed_write_stops_the_log() -> None:
     disk = SimulatedDisk(1)
     log, _ = open_log(disk)
