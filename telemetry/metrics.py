@@ -96,6 +96,9 @@ METRICS: Final[tuple[MetricDefinition, ...]] = (
     MetricDefinition("zmqbroker_group_settled_rows_total", "counter", ("topic", "group"), "Rows settled"),
     MetricDefinition("zmqbroker_group_redelivered_total", "counter", ("topic", "group"), "Ranges delivered again"),
     MetricDefinition(
+        "zmqbroker_group_lost_messages_total", "counter", ("topic", "group"), "Messages dropped before they were taken"
+    ),
+    MetricDefinition(
         "zmqbroker_sync_seconds",
         "histogram",
         (),

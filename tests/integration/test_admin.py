@@ -358,6 +358,7 @@ def test_limits_can_be_changed_and_wrong_ones_are_refused(desk: Desk) -> None:
     desk.run("quota", "set", "topics_max", "many", code=2)
     desk.run("quota", "set", "tail", "5", code=1)
     desk.run("quota", "set", "topics_max", "0", code=2)
+    desk.run("quota", "set", "reconnect_grace_s", "2", code=2)
     assert desk.json("config", "get", "topics_max") == {"topics_max": 1}
     desk.run("config", "reload", code=1)  # without keys there is no allow-list
 

@@ -12,7 +12,7 @@ from zmqbroker import protocol
 from zmqbroker.admin.places import positions
 from zmqbroker.admin.protocol import AdminError
 from zmqbroker.core.broker import Core
-from zmqbroker.core.config import BrokerConfig, GroupConfig, TopicConfig
+from zmqbroker.core.config import RECONNECT_GRACE_S_MIN, BrokerConfig, GroupConfig, TopicConfig
 from zmqbroker.core.operating import QUOTAS
 from zmqbroker.core.session import Session
 from zmqbroker.core.state import Consumer
@@ -271,6 +271,8 @@ def quota_set(admin: Admin, name: str, value: str) -> dict[str, Any]:
         raise AdminError("bad_argument", f"{name} needs a {kinds[name]}, not {value!r}") from None
     if not isinstance(parsed, bool) and parsed <= 0:
         raise AdminError("bad_argument", f"{name} must be above 0")
+    if name == "reconnect_grace_s" and parsed < RECONNECT_GRACE_S_MIN:
+        raise AdminError("bad_argument", f"{name} must be at least {RECONNECT_GRACE_S_MIN:g}", "leases need it")
     before = admin.core(lambda core: getattr(core.state.config, name))
     admin.core(lambda core: core.operating.set_quota(name, parsed))
     return {"name": name, "from": before, "to": parsed}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Final
+
+RECONNECT_GRACE_S_MIN: Final = 3.5
+"""A collector thinks its lease over after 3 s of silence (R12): before that nobody else may get its range."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class BrokerConfig:
     """Silence towards a peer after which the broker says HEARTBEAT."""
     liveness_s: float = 15.0
     """Silence of a producer after which its credit returns to the pool."""
-    reconnect_grace_s: float = 3.5
+    reconnect_grace_s: float = RECONNECT_GRACE_S_MIN
     """After a start, or when a consumer's connection is gone or its lease was ended: how long its ranges wait. Longer
     than the silence after which a collector thinks its lease over (3 s, R12), so that it sends nothing after that."""
     in_flight_max_s: float = 60.0
