@@ -36,6 +36,7 @@ from zmqbroker.server import Broker, ServerConfig
 
 KEYGEN_OPTIONS = (Option("out", "directory of the files", Path("."), path, metavar="DIR"),)
 
+
 def grace_seconds(text: str) -> float:
     """A duration that is not below what leases need."""
     seconds = duration_seconds(text)
