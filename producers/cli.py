@@ -64,6 +64,14 @@ def moment(text: str) -> datetime:
     return datetime.fromtimestamp(time_ns / 1e9, UTC)
 
 
+def share_of_time(text: str) -> float:
+    """Above 0, at most 1."""
+    part = float(text)
+    if not 0 < part <= 1:
+        raise ValueError("is not a share above 0 and at most 1, as in 0.5")
+    return part
+
+
 def batch_rows(text: str) -> int:
     """Rows a batch, within what a batch holds."""
     rows = positive_int(text)
@@ -155,6 +163,9 @@ LIVE: Final = (
         1 << 30,
         size_bytes,
         "bytes",
+    ),
+    Option(
+        "catchup-share", "share of the broker's time that spooled rows may take beside new ones", 0.5, share_of_time
     ),
     Option("linger", "longest time that rows wait for others of their batch", 0.2, duration_seconds, "seconds"),
     Option("duration", "end after this time; 0 is no limit", 0.0, duration_seconds, "seconds"),

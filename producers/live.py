@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from producers.batcher import Batcher
 from producers.columns import Columns
 from producers.identities import Identities
 from producers.publisher import load_producer
-from producers.sender import LiveSender
+from producers.sender import TURN_S, LiveSender
 from producers.spool import Spool
 from producers.status import StreamerStatus
 from producers.supervising import UNACKED_EXIT_CODE, state_dir
@@ -21,9 +21,6 @@ from telemetry.options import UsageError
 from telemetry.service import Service
 from zmqbroker.client.options import keys_from
 from zmqbroker.errors import DirectoryLocked
-
-TURN_S: Final = 0.25
-"""Longest wait of the loop: so often acks are looked at and a stop is seen."""
 
 
 class LiveSource(Protocol):
@@ -58,6 +55,7 @@ def run_live(
         linger_s=args.linger,
         log=service.log,
         spool=open_spool(args),
+        catch_up_share=args.catchup_share,
     )
     totals = sender.totals
     totals.targets = len(targets)

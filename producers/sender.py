@@ -1,12 +1,15 @@
 """Live sources to the broker: small batches at once, the spool while nobody takes them, what was spooled afterwards.
 
-Live rows have priority: what is spooled follows oldest first, at a bounded rate beside them. Nothing is waited for: a
-source that measures every second must measure, whatever the broker does.
+Nothing is waited for: a source that measures every second must measure, whatever the broker does. A row is at risk
+(lost if this process is killed) while it waits for others of its batch and for the broker's answer. Where that takes
+longer than :data:`AT_RISK_S` the batch goes to the spool too, under its address, so that the broker tells a repeat.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -16,22 +19,27 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from producers.batcher import Batcher
+from producers.catchup import CatchUp
 from producers.columns import Columns
-from producers.pacing import TokenBucket
 from producers.publisher import log_batch
-from producers.spool import Spool, Spooled
+from producers.spool import Spool
 from producers.supervisor import Totals
 from telemetry import tracing
 from zmqbroker.errors import BrokerError, PublishTimeout
 
-CATCH_UP_BYTES_A_TURN: Final = 256 << 10
-LINGER_S_MAX: Final = 2.0
-"""Longest time that rows wait for others while acks are slow: a reading is never older than that for our sake."""
+AT_RISK_S: Final = 1.0
+"""A row is durable, here or at the broker, so long after it was measured (or after --linger, where that is longer)."""
+TURN_S: Final = 0.25
+"""Longest wait between two calls of :meth:`LiveSender.pump`."""
+LINGER_S_MAX: Final = 0.5
+"""Longest time that rows wait for others while acks are slow."""
 
 
 class _Sent(NamedTuple):
     receipt: Any
     rows: int
+    measured_at: float
+    """When the first of its rows came in."""
     at: float
     session: int
     seq: int
@@ -43,6 +51,7 @@ class LiveSender:
 
     ``make_producer(session, first_seq)`` makes a producer (session None: a new one). Batches unacknowledged for
     ``spool_after_s`` mean that nobody takes them: from then on rows go to the spool until that has passed.
+    ``catch_up_share``: of the broker's time, for what was spooled.
     """
 
     def __init__(
@@ -55,7 +64,7 @@ class LiveSender:
         log: logging.Logger,
         spool: Spool | None = None,
         spool_after_s: float = 3.0,
-        catch_up_bytes_a_s: float = 4 << 20,
+        catch_up_share: float = 0.5,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.totals = Totals(lanes=1, workers_alive=1)
@@ -76,11 +85,9 @@ class LiveSender:
         self._stalled = False
         self._saved = 0
         """How many of ``_sent`` are in the spool too, from the oldest on."""
-        self._tokens = TokenBucket(catch_up_bytes_a_s, catch_up_bytes_a_s, clock)
-        self._old_producer: Any = None
-        self._old_sent: deque[tuple[Any, Spooled]] = deque()
-        self._old_after = -1
-        self._old_next = (0, 0)
+        self._catch_up = spool and CatchUp(
+            spool, make_producer, share=catch_up_share, totals=self.totals, refused=self._refused, clock=clock
+        )
         self.dropped_rows = 0
         """Rows that neither broker nor spool could take."""
 
@@ -102,13 +109,14 @@ class LiveSender:
             self._flush()
 
     def pump(self) -> None:
-        """Send what is due, notice what has become durable, catch up. Call it a few times a second."""
+        """Send what is due, notice what has become durable, catch up. Call it every :data:`TURN_S` at least."""
         if self._buffer and self._clock() - self._buffered_at >= self._linger_now_s():
             self._flush()
         self._settle()
         self._watch()
-        if self._spool is not None and not self._stalled:
-            self._catch_up()
+        self._save_sent(measured_before=self._clock() - AT_RISK_S + TURN_S)
+        if self._catch_up is not None and not self._stalled:
+            self._catch_up.pump(self._producer.session, [batch.seq for batch in self._sent])
         self._count()
 
     def close(self, timeout_s: float) -> int:
@@ -127,7 +135,8 @@ class LiveSender:
             self._save_sent()
             left = 0
         self._producer.close(0)
-        self._end_old_producer()
+        if self._catch_up is not None:
+            self._catch_up.close()
         if self._spool is not None:
             self._spool.close()
         self._count()
@@ -165,7 +174,7 @@ class LiveSender:
             self._to_spool(pack, columns.rows)
             return
         session, seq, payload = kept[-1]
-        self._sent.append(_Sent(receipt, columns.rows, self._clock(), session, seq, payload))
+        self._sent.append(_Sent(receipt, columns.rows, self._buffered_at, self._clock(), session, seq, payload))
         self.totals.rows_published += columns.rows
         self.totals.batches_published += 1
         if self._log.isEnabledFor(logging.DEBUG):
@@ -219,15 +228,17 @@ class LiveSender:
         # What is out may be lost with this process: keep it, under its address, so that the broker tells a repeat.
         self._save_sent()
 
-    def _save_sent(self) -> None:
+    def _save_sent(self, measured_before: float = math.inf) -> None:
+        """Keep batches in the spool that are not acknowledged yet."""
         if self._spool is None:
             return
-        unsaved = list(self._sent)[self._saved :]
-        if not unsaved:
+        unsaved = itertools.islice(self._sent, self._saved, None)
+        due = list(itertools.takewhile(lambda batch: batch.measured_at <= measured_before, unsaved))
+        if not due:
             return
         try:
-            self._spool.append_sent([(b.session, b.seq, b.rows, b.payload) for b in unsaved])
-            self._saved = len(self._sent)
+            self._spool.append_sent([(b.session, b.seq, b.rows, b.payload) for b in due])
+            self._saved += len(due)
         except (BrokerError, OSError) as e:
             self._log.error("the spool cannot be written", extra={"reason": str(e)})
 
@@ -241,60 +252,6 @@ class LiveSender:
         self._saved = 0
         self._producer.close(0)
         self._producer = self._make_producer(None, 1)
-
-    # What was spooled.
-
-    def _catch_up(self) -> None:
-        assert self._spool is not None
-        while self._old_sent and self._old_sent[0][0].done:
-            receipt, batch = self._old_sent.popleft()
-            self._spool.done(batch.offset)
-            if receipt.error is not None:
-                self._refused(batch.rows, receipt.error)  # and would be again
-                continue
-            self.totals.rows_acked += batch.rows
-            self.totals.batches_acked += 1
-        if len(self._old_sent) > 64 or self._tokens.delay_s(0) > 0:
-            return
-        for batch in self._spool.oldest(self._old_after, CATCH_UP_BYTES_A_TURN):
-            if batch.session == self._producer.session:
-                # Sent by the live producer and saved while it waited: that one sees to it.
-                if any(sent.seq == batch.seq for sent in self._sent):
-                    return
-                if self._old_sent:
-                    return
-                self._spool.done(batch.offset)
-                self._old_after = batch.offset
-                continue
-            if not self._publish_old(batch):
-                return
-            self._old_after = batch.offset
-            self._tokens.delay_s(len(batch.payload))
-
-    def _publish_old(self, batch: Spooled) -> bool:
-        if self._old_producer is None or (batch.session, batch.seq) != self._old_next:
-            if self._old_sent:
-                return False
-            self._end_old_producer()
-            self._old_producer = self._make_producer(batch.session, batch.seq)
-        try:
-            receipt = self._old_producer.publish(batch.payload, batch.rows, timeout=0)
-        except PublishTimeout:
-            return False
-        except BrokerError as e:
-            self._log.error("the broker refused a spooled session", extra={"reason": str(e), "rows": batch.rows})
-            self._old_sent.clear()
-            self._end_old_producer()
-            self._old_after = batch.offset
-            return False
-        self._old_next = (batch.session, batch.seq + 1)
-        self._old_sent.append((receipt, batch))
-        return True
-
-    def _end_old_producer(self) -> None:
-        if self._old_producer is not None:
-            self._old_producer.close(0)
-            self._old_producer = None
 
     def _linger_now_s(self) -> float:
         """Batches grow while acks take long: a broker that is slow is not helped by many small ones."""

@@ -36,9 +36,13 @@ class Done:
     def __init__(self, seq: int) -> None:
         self.seq = seq
         self.done = True
+        self.error = None
 
     def wait(self, timeout: float | None = None) -> bool:
         return True
+
+    def add_done_callback(self, call: Callable[[Done], None]) -> None:
+        call(self)
 
 
 class DirectoryProducer:
