@@ -39,6 +39,7 @@ _log = logging.getLogger("zmqbroker")
 DRAIN_MESSAGES_MAX: Final = 512
 DRAIN_SECONDS_MAX: Final = 0.002
 _MAINTAIN_S: Final = 1.0
+_PUBLISH: Final = int(Type.PUBLISH)
 
 
 @dataclass
@@ -120,7 +121,9 @@ class Broker:
                     raise BrokerError(f"cannot listen on {address}: {e.strerror or e}") from None
                 self.endpoints.append(router.get_string(zmq.LAST_ENDPOINT))
             self._router = router
-            self._receive = self.keys.receiver(router, self._send) if self.keys is not None else receiver(router)
+            self._receive = (
+                self.keys.receiver(router, self._send) if self.keys is not None else receiver(router, views=True)
+            )
             self._send_frames = sender(router)
         except BaseException:
             self._store.unlock()
@@ -278,6 +281,8 @@ class Broker:
                     if h[0] == MAGIC and h[1] == VERSION:
                         # A small payload may ride behind the header.
                         body = [frame[HEADER_BYTES:]] if len(frame) > HEADER_BYTES else frames[2:]
+                        if h[2] != _PUBLISH:  # a payload may be a view; what is read here is bytes
+                            body = [bytes(part) for part in body]
                         append((ev.MESSAGE, frames[0], h, body))
                         if not i & 15 and self._clock() > until:
                             return

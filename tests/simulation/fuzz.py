@@ -22,8 +22,10 @@ from zmqbroker.client import Consumer, Producer
 from zmqbroker.core.config import BrokerConfig
 from zmqbroker.protocol import HEADER_BYTES, Type
 from zmqbroker.server import Broker, ServerConfig
+from zmqbroker.sockets import VIEW_FROM_BYTES
 
 MESSAGE_BYTES_MAX = 1 << 16
+LARGE_BYTES = VIEW_FROM_BYTES + 1
 
 
 class Fuzzer:
@@ -45,7 +47,7 @@ class Fuzzer:
             changed[rng.randrange(HEADER_BYTES)] ^= 1 << rng.randrange(8)
             return [bytes(changed), *self.frames()]
         if kind < 0.35:
-            return [header + rng.randbytes(rng.randrange(5000)), *self.frames()]
+            return [header + rng.randbytes(rng.choice([rng.randrange(5000), LARGE_BYTES])), *self.frames()]
         if kind < 0.36:
             return [header, rng.randbytes(MESSAGE_BYTES_MAX + rng.randrange(200))]
         return [header, *self.frames()]
@@ -74,6 +76,8 @@ class Fuzzer:
 
     def frame(self) -> bytes:
         rng = self.rng
+        if rng.random() < 0.02:
+            return rng.randbytes(LARGE_BYTES)
         kind = rng.randrange(7)
         if kind == 0:
             return rng.choice([b"fuzz", b"fuzz2", b"../etc", b"", b"\xff\xfe", b"x" * 300, b"fuzz.dlq"])

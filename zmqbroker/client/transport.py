@@ -19,6 +19,7 @@ import zmq
 from zmqbroker import protocol
 from zmqbroker.client.conversation import Conversation
 from zmqbroker.errors import ProtocolError
+from zmqbroker.protocol import Type
 from zmqbroker.sockets import receiver, sender
 
 _log = logging.getLogger(__name__)
@@ -147,13 +148,15 @@ class Link(threading.Thread):
     def _receive(self, socket: zmq.Socket[Any]) -> None:
         """Drain the socket; whoever waits for the conversation is told once."""
         now = self._clock()
-        receive = receiver(socket)
+        receive = receiver(socket, views=True)
         with self._lock:
             try:
                 for _ in range(256):
                     frames = receive()
                     try:
-                        self._conversation.receive(protocol.unpack(frames[0]), frames[1:], now)
+                        h = protocol.unpack(frames[0])
+                        body = frames[1:] if h.type == Type.DELIVER else [bytes(part) for part in frames[1:]]
+                        self._conversation.receive(h, body, now)
                     except ProtocolError as e:
                         _log.warning("the broker sent what the protocol does not allow: %s", e.reason)
             except zmq.Again:

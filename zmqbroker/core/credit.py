@@ -11,8 +11,8 @@ fair share of it, but little at the beginning, because the first to connect cann
 
 What a session wants beyond (``wanted_bytes``, told in each PUBLISH and HEARTBEAT) it gets in turn. A turn is granted
 whole or not at all: shared out in pieces, a hundred producers could each hold a part of a batch, and none could send.
-Producers ask ahead for no more than a batch, a quantum or what they were lately served in 50 ms, so a turn is short where
-many wait for theirs, and it is used at once.
+Producers ask ahead for no more than a batch, a quantum or what they were lately served in 50 ms, so a turn is short
+where many wait for theirs, and it is used at once.
 """
 
 from __future__ import annotations
