@@ -30,12 +30,22 @@ from telemetry.service import Check, Service
 from zmqbroker.admin import shell
 from zmqbroker.admin.server import AdminServer
 from zmqbroker.core import report
-from zmqbroker.core.config import BrokerConfig, TopicConfig
+from zmqbroker.core.config import RECONNECT_GRACE_S_MIN, BrokerConfig, TopicConfig
 from zmqbroker.errors import BrokerError
 from zmqbroker.security import ServerKeys, load_public, make_keys
 from zmqbroker.server import Broker, ServerConfig
 
 KEYGEN_OPTIONS = (Option("out", "directory of the files", Path("."), path, metavar="DIR"),)
+
+
+def grace_seconds(text: str) -> float:
+    """A duration that is not below what leases need."""
+    seconds = duration_seconds(text)
+    if seconds < RECONNECT_GRACE_S_MIN:
+        raise ValueError(f"is below {RECONNECT_GRACE_S_MIN:g} s")
+    return seconds
+
+
 SERVE_OPTIONS = (
     Option("data-dir", "directory of the logs; one broker at a time holds it", None, path, required=True),
     Option(
@@ -76,7 +86,11 @@ SERVE_OPTIONS = (
     Option("connections-max", "connections at the same time", 20_000, positive_int),
     Option("topics-max", "topics", 1000, positive_int),
     Option(
-        "reconnect-grace", "how long a consumer's ranges wait for it to reconnect", 2.0, duration_seconds, "seconds"
+        "reconnect-grace",
+        "how long a consumer's ranges wait for it to reconnect",
+        BrokerConfig.reconnect_grace_s,
+        grace_seconds,
+        "seconds",
     ),
     Option("backlog-warn", "lag in rows above which /health is degraded; 0 for never", 0, non_negative_int, "rows"),
 )
@@ -263,6 +277,7 @@ def _export(service: Service, broker: Broker) -> None:
                 yield "zmqbroker_group_free_credit", labels, g["free_credit"]
                 yield "zmqbroker_group_settled_rows_total", labels, g["settled_rows"]
                 yield "zmqbroker_group_redelivered_total", labels, g["redelivered"]
+                yield "zmqbroker_group_lost_messages_total", labels, g["lost_messages"]
 
     metrics.on_scrape(service.registry, samples)
 
