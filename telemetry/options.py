@@ -124,6 +124,19 @@ class Option:
         own = f"{prefix}_{self.name.upper()}" if prefix else self.name.upper()
         return (own, self.env) if self.env and self.env != own else (own,)
 
+    @property
+    def default_text(self) -> str:
+        """The default for people; "none" where there is none, and never a secret."""
+        if self.secret:
+            return "not shown" if self.default else "none"
+        if self.default is None or self.default == "" or self.default == ():
+            return "none"
+        if isinstance(self.default, bool):
+            return "on" if self.default else "off"
+        if isinstance(self.default, tuple):
+            return ",".join(map(str, self.default))
+        return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
+
 
 @dataclass(frozen=True)
 class Positional:
@@ -296,10 +309,8 @@ class CommandLine:
         notes = [option.unit] if option.unit else []
         if option.required:
             notes.append("needed")
-        elif option.secret:
-            notes.append("default: none" if not option.default else "default: not shown")
         else:
-            notes.append(f"default: {_shown(option.default)}")
+            notes.append(f"default: {option.default_text}")
         variables = option.variables(self.prefix)
         if option.secret:
             variables += (f"{variables[0]}_FILE",)
@@ -398,13 +409,3 @@ def _convert(option: Option, source: str, text: str) -> Any:
 
 def _metavar(option: Option) -> str:
     return _METAVARS.get(option.type, option.flag.rpartition("-")[2].upper())
-
-
-def _shown(default: Any) -> str:
-    if default is None or default == "" or default == ():
-        return "none"
-    if isinstance(default, bool):
-        return "on" if default else "off"
-    if isinstance(default, tuple):
-        return ",".join(map(str, default))
-    return f"{default:g}" if isinstance(default, float) else str(default)

@@ -7,7 +7,7 @@ import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from telemetry import metrics
 from telemetry.addresses import may_listen
@@ -96,23 +96,25 @@ SERVE_OPTIONS = (
 )
 
 
+COMMAND_LINE: Final = CommandLine(
+    "zmqbroker",
+    "BROKER",
+    "A durable ZeroMQ message broker with credit-based flow control.",
+    common("127.0.0.1:9090"),
+    {
+        "serve": Command("run the broker", SERVE_OPTIONS),
+        "admin": Command("the operator's shell: `zmqbroker admin --help`"),
+        "keygen": Command("make a pair of CURVE keys", KEYGEN_OPTIONS, (Positional("name", "whose keys"),)),
+    },
+)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    line = CommandLine(
-        "zmqbroker",
-        "BROKER",
-        "A durable ZeroMQ message broker with credit-based flow control.",
-        common("127.0.0.1:9090"),
-        {
-            "serve": Command("run the broker", SERVE_OPTIONS),
-            "admin": Command("the operator's shell: `zmqbroker admin --help`"),
-            "keygen": Command("make a pair of CURVE keys", KEYGEN_OPTIONS, (Positional("name", "whose keys"),)),
-        },
-    )
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["admin"]:
         return shell.main(argv[1:])
-    args = line.parse(argv)
+    args = COMMAND_LINE.parse(argv)
     return keygen(args) if args.command == "keygen" else serve(args)
 
 

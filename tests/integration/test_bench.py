@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from loadtest.bench import report
+from loadtest.bench import curves, report
 from loadtest.bench.frame import Figure, compare, machine, modules
 from tests.helpers.processes import ROOT
 
@@ -68,11 +68,22 @@ def test_the_report_puts_results_between_its_marks_and_nowhere_else(tmp_path: Pa
         "figures": [vars(Figure("relay", "batches_20kB_per_s", 12345.0, "1/s", "bare", 24690.0, 0.5))],
     }
     (tmp_path / "relay.json").write_text(json.dumps(result))
-    page = tmp_path / "page.md"
+    page = tmp_path / "performance.md"
     page.write_text(f"# Before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    report.main(tmp_path, page)
+    report.main(tmp_path, tmp_path)
     text = page.read_text()
     assert "| `batches_20kB_per_s` | 12,345 1/s | bare | 24,690 | 0.5 |" in text
     assert "old" not in text
     assert text.startswith("# Before\n")
     assert text.endswith(f"{report.END}\nafter\n")
+
+
+def test_the_curves_of_the_options_are_tables_and_charts() -> None:
+    points = [
+        {"batch_rows": 100, "rows_per_s": 650_500.0, "p99_ms": 9.25},
+        {"batch_rows": 300, "rows_per_s": 1e6, "p99_ms": 8},
+    ]
+    lines = list(curves.sections({"notes": {"curves": {"batch_rows": points}}}))
+    assert "| 100 | 650,500 | 9.25 |" in lines
+    assert '    x-axis "batch rows" [100, 300]' in lines
+    assert "    bar [650, 1000]" in lines

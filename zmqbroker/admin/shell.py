@@ -280,16 +280,18 @@ class CommandCompleter(Completer):
         return []
 
 
+COMMAND_LINE: Final = CommandLine(
+    "zmqbroker admin",
+    "BROKER_ADMIN",
+    "The operator's shell: one command, a script on standard input, or a prompt.",
+    ADMIN_OPTIONS,
+    positionals=(Positional("words", "command with its arguments (`help` lists them)", "..."),),
+)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``zmqbroker admin``; the exit code."""
-    line = CommandLine(
-        "zmqbroker admin",
-        "BROKER_ADMIN",
-        "The operator's shell: one command, a script on standard input, or a prompt.",
-        ADMIN_OPTIONS,
-        positionals=(Positional("words", "command with its arguments (`help` lists them)", "..."),),
-    )
-    args = line.parse(argv)
+    args = COMMAND_LINE.parse(argv)
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     shell = Shell(
         args.url,
