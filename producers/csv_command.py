@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     sources = _open_all(args)
     if args.explain:
         for source in sources:
-            sys.stdout.write(f"{source.path}\n{source.mapping.explain()}\n")
+            sys.stdout.write(f"{source.name}\n{source.mapping.explain()}\n")
         return 0
     args.loop = args.loop or args.interval > 0
     if args.loop and any(source.once for source in sources):
@@ -72,12 +72,12 @@ def _stream(args: argparse.Namespace, sources: list[Source], service: Service) -
         else:
             lanes = list(plan(args, sources, began_ns))
         if not lanes:
-            service.log.info("nothing is left to send", extra={"files": [source.path for source in sources]})
+            service.log.info("nothing is left to send", extra={"files": [source.name for source in sources]})
             return 0
         workers = len(lanes) if args.follow else max(1, min(args.workers, len(lanes)))
         keep = progress.keep if progress is not None else lambda task, report: None
         supervisor = Supervisor(settings, workers, lanes, log=service.log, duration_s=args.duration, on_report=keep)
-        StreamerStatus(service, "csv", lambda: supervisor.totals, [source.path for source in sources], started=began_ns)
+        StreamerStatus(service, "csv", lambda: supervisor.totals, [source.name for source in sources], started=began_ns)
         total = (
             None if args.loop or args.follow else sum(expected_rows(source, args.shard) for source in sources) or None
         )

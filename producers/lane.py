@@ -135,7 +135,7 @@ class LaneRun(Run):
             generation = self._identities.generation
             columns = self._parse(piece, tell=tell)
             if parts and generation != self._identities.generation:
-                path = self.task.source.path
+                path = self.task.title
                 raise SourceError(f"{path}: above {DEVICES_MAX:,} devices: leave out what is no label with --map")
             parts.append(columns)
         if parts:
@@ -152,7 +152,7 @@ class LaneRun(Run):
             return
         with open_stream(source.path, source.head) as stream:
             _skip(stream, source.data_start)
-            for block in stream_blocks(stream.read, task.block_bytes, source=source.path, offset=source.data_start):
+            for block in stream_blocks(stream.read, task.block_bytes, source=source.name, offset=source.data_start):
                 if block.number >= first:
                     yield block
                 else:
@@ -184,9 +184,9 @@ class LaneRun(Run):
         if self._settings.strict:
             first = bad[0]
             where = f", column {first.column}" if first.column else ""
-            raise BadRow(f"{self.task.source.path}: line {line + first.line}{where}: {REASONS[first.reason]}")
+            raise BadRow(f"{self.task.title}: line {line + first.line}{where}: {REASONS[first.reason]}")
         if tell:
-            self._rejects.write(self.task.source.path, line, bytes(block.data), bad)
+            self._rejects.write(self.task.title, line, bytes(block.data), bad)
 
     def _publish_block(
         self,

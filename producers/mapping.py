@@ -212,8 +212,10 @@ def from_file(path: Path, header_line: str, sample_lines: Sequence[str], *, sour
 
     try:
         told = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        raise MappingError(f"{path}: cannot be read: {' '.join(str(e).split())}") from None
+    except OSError as e:
+        raise MappingError(f"{path}: cannot be read: {e.strerror or e}") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as e:
+        raise MappingError(f"{path}: is no YAML: {' '.join(str(e).split())}") from None
     if not isinstance(told, dict):
         raise MappingError(f"{path}: must be a YAML mapping such as 'timestamp: time'")
     allowed = {

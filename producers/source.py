@@ -62,6 +62,11 @@ class Source:
     that is known. 0: the file has no times."""
 
     @property
+    def name(self) -> str:
+        """For people."""
+        return shown(self.path)
+
+    @property
     def seekable(self) -> bool:
         return self.compression == "none" and not self.once
 
@@ -101,6 +106,11 @@ def descriptor_path(number: int) -> str:
     return path
 
 
+def shown(path: str) -> str:
+    """A path for people: a descriptor has none that tells them anything."""
+    return "standard input" if path.startswith("/proc/") else path
+
+
 def open_stream(path: str, head: bytes = b"") -> BinaryIO:
     """The decompressed bytes of a file or pipe, to be read on. Raises :class:`SourceError`.
 
@@ -113,12 +123,12 @@ def open_stream(path: str, head: bytes = b"") -> BinaryIO:
     except OSError as e:
         raise _missing(path, e) from None
     if magic[:2] == b"\x1f\x8b":
-        return _Joined(gzip.GzipFile(fileobj=raw), path)  # type: ignore[return-value]
+        return _Joined(gzip.GzipFile(fileobj=raw), shown(path))  # type: ignore[return-value]
     if magic[:4] == b"\x28\xb5\x2f\xfd":
         import zstandard
 
         reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-        return _Joined(reader, path)  # type: ignore[return-value]
+        return _Joined(reader, shown(path))  # type: ignore[return-value]
     return raw
 
 
@@ -149,16 +159,16 @@ def open_source(
     finally:
         if not once:
             reader.close()
-    header, data_start, first_line = _header(path, head)
+    header, data_start, first_line = _header(shown(path), head)
     complete = len(head) < SAMPLE_BYTES
     lines = head[data_start:].splitlines()
     if not complete and len(lines) > 1:
         lines.pop()
     samples = [line.decode("utf-8", "replace") for line in lines[:200] if line.strip()]
     if map_file is not None:
-        mapping = from_file(map_file, header, samples, source=path)
+        mapping = from_file(map_file, header, samples, source=shown(path))
     else:
-        mapping = detect(header, samples, source=path, exporter_version=exporter_version)
+        mapping = detect(header, samples, source=shown(path), exporter_version=exporter_version)
     sampled = sum(len(line) + 1 for line in lines)
     tail = b""
     if status is not None and compression == "none" and not complete:

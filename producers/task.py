@@ -54,7 +54,7 @@ class LaneTask:
 
     @property
     def title(self) -> str:
-        return self.source.path
+        return self.source.name
 
     def again(self, report: Report | None) -> LaneTask | None:
         """The same task for another worker after this one's died: from the last durable position, in its session.

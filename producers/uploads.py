@@ -1,7 +1,7 @@
 """Uploaded files: kept on disk until all of their rows are durable, so that a restart goes on with them.
 
 A job's session, times and cut are written beside the file before a row is sent (R8): a job begun again after a kill
-sends the same batches under the same addresses.
+sends the same batches under the same addresses. ``telemetry-streamer serve`` and the API both take files this way.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 from producers.blocks import block_count
 from producers.errors import SourceError
-from producers.lane import LaneRun
+from producers.lane import REASONS, LaneRun
 from producers.run import Run
 from producers.source import block_bytes_for, open_source
 from producers.supervisor import Totals
@@ -29,6 +30,8 @@ from zmqbroker.errors import BrokerError
 
 JOBS_KEPT: Final = 1000
 """Finished jobs that can still be asked for."""
+ERRORS_TOLD: Final = 100
+"""Bad rows that are spelled out; the rest are counted."""
 
 
 @dataclass(slots=True)
@@ -48,7 +51,14 @@ class Job:
     rows_published: int = 0
     rows_acked: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    """The first bad rows: line, message, text."""
+    bytes_read: int = 0
     finished_ns: int = 0
+
+    @property
+    def rows_rejected(self) -> int:
+        return sum(self.rejected.values())
 
     def public(self) -> dict[str, Any]:
         """What ``GET /api/v1/csv/uploads/{id}`` tells."""
@@ -60,8 +70,9 @@ class Job:
             "bytes": self.bytes,
             "rows_published": self.rows_published,
             "rows_acked": self.rows_acked,
-            "rows_rejected": sum(self.rejected.values()),
+            "rows_rejected": self.rows_rejected,
             "rejected": self.rejected,
+            "errors": self.errors,
             "created": _iso(self.created_ns),
             "finished": _iso(self.finished_ns) if self.finished_ns else None,
         }
@@ -93,11 +104,9 @@ class UploadJobs:
         self._lock = threading.Lock()
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=self._work, name=f"upload-{n}", daemon=True) for n in range(threads)]
         directory.mkdir(parents=True, exist_ok=True)
         self._take_up()
-        self._threads = [threading.Thread(target=self._work, name=f"upload-{n}", daemon=True) for n in range(threads)]
-        for thread in self._threads:
-            thread.start()
 
     def has_room(self) -> bool:
         """Whether another upload may come now."""
@@ -108,23 +117,32 @@ class UploadJobs:
         """Where to put the bytes of an upload while they come in."""
         return self.directory / f"{secrets.token_hex(8)}.part"
 
-    def submit(self, part: Path, filename: str, timestamps: str) -> Job:
-        """Queue a file that came in whole. Raises :class:`SourceError` if it is no CSV that can be understood."""
+    def submit(self, part: Path, filename: str, timestamps: str, *, session: int | None = None) -> Job:
+        """Queue a file that came in whole. Raises :class:`SourceError` if it is no CSV that can be understood.
+
+        ``session``: the same one for the same file makes the same batches, which the broker knows (R8).
+        """
         try:
             open_source(str(part))
         except SourceError as e:
             raise SourceError(str(e).replace(str(part), filename)) from None
-        job = Job(
-            part.stem, filename, part.stat().st_size, secrets.randbits(64), time.time_ns(), timestamps, self._batch_rows
-        )
+        session = secrets.randbits(64) if session is None else session
+        job = Job(part.stem, filename, part.stat().st_size, session, time.time_ns(), timestamps, self._batch_rows)
         os.replace(part, self._file(job))
         self._write(job)
         with self._lock:
             self._jobs[job.id] = job
             self._forget_old()
+            self._enqueue(job)
+        return job
+
+    def _enqueue(self, job: Job) -> None:
         self.totals.lanes += 1
         self._queue.put(job)
-        return job
+        # Not before there is work: an API to which nobody uploads has no use for them.
+        for thread in self._threads:
+            if thread.ident is None:
+                thread.start()
 
     def get(self, job_id: str) -> Job | None:
         """The job of that id, if it is still known."""
@@ -154,7 +172,8 @@ class UploadJobs:
             self._queue.put(None)
         until = time.monotonic() + timeout_s
         for thread in self._threads:
-            thread.join(max(0.1, until - time.monotonic()))
+            if thread.ident is not None:
+                thread.join(max(0.1, until - time.monotonic()))
 
     def _work(self) -> None:
         while (job := self._queue.get()) is not None and not self._stopping.is_set():
@@ -186,7 +205,10 @@ class UploadJobs:
             fixed_now=True,
         )
         producer = self._make_producer(job.session, 1)
-        run = LaneRun(task, self._settings, producer, stopping=self._stopping, report=lambda run: _told(job, run))
+        # Where nobody wants a file of all bad rows, the first of them are told with the job.
+        rejects = self._settings.rejects or self.directory / f"{job.id}.rejects"
+        settings = replace(self._settings, rejects=rejects)
+        run = LaneRun(task, settings, producer, stopping=self._stopping, report=lambda run: _told(job, run))
         with self._lock:
             self._runs[job.id] = run
         try:
@@ -195,6 +217,9 @@ class UploadJobs:
             _told(job, run)
         finally:
             run.close()
+            if self._settings.rejects is None:
+                job.errors = _bad_rows(rejects)
+                rejects.unlink(missing_ok=True)
             producer.close(0 if run.publisher.in_flight else 1)
             with self._lock:
                 self._runs.pop(job.id, None)
@@ -225,8 +250,7 @@ class UploadJobs:
             self._jobs[job.id] = job
             if job.state in ("queued", "running"):
                 job.state = "queued"
-                self.totals.lanes += 1
-                self._queue.put(job)
+                self._enqueue(job)
 
     def _write(self, job: Job) -> None:
         part = self.directory / f"{job.id}.json.new"
@@ -247,6 +271,21 @@ def _told(job: Job, run: Run) -> None:
     job.rows_published = run.publisher.rows_published
     job.rows_acked = run.publisher.rows_acked
     job.rejected = dict(run.rejected)
+    job.bytes_read = run.bytes_read
+
+
+def _bad_rows(path: Path) -> list[dict[str, Any]]:
+    """The first bad rows of a rejects file, with line number and reason."""
+    found: list[dict[str, Any]] = []
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for line in islice(lines, ERRORS_TOLD):
+                record = json.loads(line)
+                reason = REASONS.get(record["reason"], record["reason"])
+                found.append({"line": record["line"], "message": reason, "text": record["text"][:200]})
+    except OSError:
+        pass
+    return found
 
 
 def _iso(time_ns: int) -> str:

@@ -150,7 +150,7 @@ def test_a_mapping_file_says_what_detection_cannot_know(tmp_path):
         ("tiemstamp: when", "unknown key 'tiemstamp'"),
         ("metric: when", "metric and value go together"),
         ("identity: [card]", "identity must be a mapping"),
-        ("a: [", "cannot be read"),
+        ("a: [", "is no YAML"),
     ],
 )
 def test_a_mapping_file_that_says_the_impossible_is_named(tmp_path, text, complaint):
