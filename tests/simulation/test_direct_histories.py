@@ -11,6 +11,7 @@ from tests.simulation.clockwork import Violation
 from tests.simulation.direct import DirectWorld
 from zmqbroker.client.accepting import Accepting
 
+ONCE_BROKEN = [941, 950, 1125, 1415]
 FRESH = 6
 
 
@@ -19,6 +20,11 @@ def _quiet() -> object:
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize("seed", ONCE_BROKEN)
+def test_a_history_without_a_broker_that_once_broke_a_promise_keeps_them_all(seed: int) -> None:
+    DirectWorld(seed).run(5000)
 
 
 @pytest.mark.timeout(300)

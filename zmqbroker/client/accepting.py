@@ -27,7 +27,7 @@ from crc32c import crc32c
 from zmqbroker import protocol
 from zmqbroker.client import runs
 from zmqbroker.client.consuming import Delivery
-from zmqbroker.core.credit import CreditPool
+from zmqbroker.core.credit import FIRST_GRANT_BYTES, CreditPool
 from zmqbroker.core.session import Session
 from zmqbroker.errors import ProtocolError
 from zmqbroker.protocol import FATAL_FROM, MESSAGE_OVERHEAD_BYTES, RECORD, RECORD_STRUCT, Code, Flag, Header, Type
@@ -400,6 +400,10 @@ class Accepting:
         self.pool.changed.clear()
         if now - self._asked_s >= _ASK_S:
             self._asked_s = now
+            if self.pool.starved:
+                self._take_back()
+            for session in self.peers.values():
+                session.received_mark = session.received_bytes
             for conn, session in self.peers.items():
                 self._send(
                     conn,
@@ -407,6 +411,20 @@ class Accepting:
                         Type.HEARTBEAT, session.generation, a=session.id, b=session.granted_bytes, c=int(now * 1000) + 1
                     ),
                 )
+
+    def _take_back(self) -> None:
+        """Some have work and get no credit: as a broker does, end the conversation of who has more than a little and
+        has sent nothing lately. It begins another, with a little."""
+        busy = {run.session.id for run in self._runs.values()}
+        for conn, session in list(self.peers.items()):
+            idle = session.received_bytes == session.received_mark and not session.hungry and session.id not in busy
+            if idle and session.granted_bytes - session.received_bytes > FIRST_GRANT_BYTES:
+                self._send(
+                    conn,
+                    protocol.pack(Type.ERROR, session.generation, e=Code.NOT_WELCOME, a=session.id),
+                    b"unused credit is taken back",
+                )
+                self._leave(session)
 
     def gone(self, conn: bytes) -> None:
         """The connection cannot be written to any more."""

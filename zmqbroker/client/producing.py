@@ -211,8 +211,9 @@ class ProducerConversation:
         out: list[list[bytes]] = []
         if now >= self._retry_at_s:
             if self._held_back and now >= self._hold_until_s:
-                self.unsent_bytes += sum(len(self.pending[s].payload) + HEADER_BYTES for s in self._held_back)
-                self.to_send.extendleft(reversed(self._held_back))
+                held = [s for s in self._held_back if s in self.pending]
+                self.unsent_bytes += sum(self.pending[s].size_bytes for s in held)
+                self.to_send.extendleft(reversed(held))
                 self._held_back.clear()
                 self._sorted = False
             if not self._sorted:

@@ -181,6 +181,19 @@ class TestAccepting:
         c.hear()
         assert c.acked() == 1
 
+    def test_r06_credit_that_an_idle_producer_does_not_use_goes_to_those_who_wait(self) -> None:
+        c = Collector()
+        c.a.pool.pool_bytes = 1 << 16
+        c.hello(b"q", incarnation=2)
+        wants = protocol.pack(Type.HELLO, 99, a=8, b=1, c=1, d=1 << 20)
+        for _ in range(4):
+            c.tell(b"r", wants, b"t", b"{}")
+            c.now += 1
+            c.hear(b"q")
+        taken_back = [h for h in c.said if h.type == Type.ERROR and h.a == 7]
+        assert taken_back
+        assert c.a.sessions[8].granted_bytes >= 1 << 15
+
     def test_a_place_that_no_run_has_is_refused(self) -> None:
         c = Collector()
         c.publish(5, (5, 5 + BATCHES_MAX))
