@@ -347,6 +347,7 @@ def test_a_drained_topic_takes_no_more_until_it_is_undrained(desk: Desk) -> None
         receipt = producer.publish(b"x" * 1000, 1, timeout=10)
         assert not receipt.wait(0.5)
         assert desk.json("topic", "info", "t")["draining"]
+        assert "topic t is drained: its producers wait" in desk.run("doctor")
         desk.run("undrain", "t")
         assert receipt.wait(10)
 

@@ -28,12 +28,16 @@ class AdminClient:
         """Raises :class:`AdminError` (the broker said no) and :class:`BrokerUnavailable` (nobody answered)."""
         socket = self._socket or self._open()
         self._next += 1
+        waited_s = self.timeout_s
         try:
-            socket.send(pack_request(self._next, command, args), zmq.NOBLOCK)
-            while socket.poll(int(1000 * (timeout_s or self.timeout_s))):
-                id, answer = unpack_answer(socket.recv())
-                if id == self._next:
-                    return answer
+            # A command may take long; that nobody is there shows sooner.
+            if socket.poll(int(1000 * waited_s), zmq.POLLOUT):
+                socket.send(pack_request(self._next, command, args), zmq.NOBLOCK)
+                waited_s = timeout_s or self.timeout_s
+                while socket.poll(int(1000 * waited_s)):
+                    id, answer = unpack_answer(socket.recv())
+                    if id == self._next:
+                        return answer
         except zmq.ZMQError as e:
             self.close()
             raise BrokerUnavailable(f"cannot reach {self.url}: {e.strerror or e}") from None
@@ -41,11 +45,12 @@ class AdminClient:
         hint = (
             "does it run, and is the key in its allow-list?" if self._keys else "does it run, and does it ask for keys?"
         )
-        raise BrokerUnavailable(f"no broker answers at {self.url} within {timeout_s or self.timeout_s:g} s: {hint}")
+        raise BrokerUnavailable(f"no broker answers at {self.url} within {waited_s:g} s: {hint}")
 
     def _open(self) -> zmq.Socket[Any]:
         socket = self._context.socket(zmq.DEALER)
         socket.set(zmq.LINGER, 0)
+        socket.set(zmq.IMMEDIATE, 1)
         socket.set(zmq.MAXMSGSIZE, ANSWER_BYTES_MAX)
         if self._keys is not None:
             self._keys.secure_client(socket)

@@ -36,6 +36,8 @@ def doctor(admin: Admin) -> Answer:
                 f"topic {name} is at its limit: producers wait",
                 f"see `lag {name}`; raise disk-max, or free space",
             )
+        if t["draining"]:
+            add("drain", "warning", f"topic {name} is drained: its producers wait", f"`undrain {name}`")
         if t["dead"]:
             add("dead letters", "warning", f"topic {name} has {t['dead']}", f"`dlq stats {name}`, then redrive or drop")
         durable = [g for g in t["groups"].values() if g["durable"]]

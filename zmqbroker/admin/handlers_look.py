@@ -209,7 +209,7 @@ def lag(admin: Admin, topic: str | None, group: str | None, max_rows: int | None
                     "end": p["end"],
                     "lag_messages": p["lag_messages"],
                     "lag_rows": p["lag_rows"],
-                    "oldest_age_seconds": g["oldest_age_seconds"],
+                    "oldest_age_seconds": g["oldest_age_seconds"] if p["lag_messages"] else 0.0,
                     "last_ack_seconds_ago": g["last_ack_seconds_ago"],
                     "over_limit": over,
                 }

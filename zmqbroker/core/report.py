@@ -97,6 +97,7 @@ def topic_report(state: State, topic: Topic) -> dict[str, Any]:
         "disk_bytes": topic.disk_bytes,
         "disk_full": topic.disk_full,
         "stopped": topic.stopped,
+        "draining": topic.draining,
         "partitions": len(topic.partitions),
         "groups": {g["group"]: g for g in groups},
     }
