@@ -4,6 +4,8 @@
 #   DATA=dir        where `make run` and `make services` keep everything (default: data)
 #   PORT_BASE=n     ports counted from n instead of the default ones; PORT_API=n and so on for a single one
 #   SEEDS=n         how many random histories `make simulate` plays
+#   OVERLAY=name    which of deploy/kustomize/overlays `make deploy` applies (default: dev)
+#   REGISTRY=path   where `make push` pushes to
 #   ARGS="..."      more arguments for pytest or a benchmark
 
 SHELL := /bin/bash
@@ -22,6 +24,19 @@ CSV ?= producers/sample/dcgm_sample.csv
 DATA ?= data
 ARGS ?=
 SEEDS ?= 100
+
+PACKAGES := telemetry zmqbroker producers consumers clickhouse api loadtest
+OVERLAYS := dev staging prod
+OVERLAY ?= dev
+REGISTRY ?=
+YES ?=
+IMAGE := gpu-telemetry:$(shell sed -n 's/^version = //p' setup.cfg)
+# Tools whose own requirements do not go together with ours.
+TOOLS := build/tools
+
+need = @command -v $(1) >/dev/null || { echo "make: $(1) is not here: $(2)" >&2; exit 2; }
+need_cluster = @$(BIN)/kubectl version --request-timeout=5s >/dev/null 2>&1 || \
+	{ echo "make: kubectl reaches no cluster: choose one with KUBECONFIG or \`kubectl config use-context\`" >&2; exit 2; }
 
 ##@ Start here
 
@@ -67,22 +82,62 @@ simulate: $(STAMP)  ## the broker's core and log under random histories (SEEDS=n
 chaos: $(STAMP)  ## kill, stop and restart every process while rows stream, then account for every row (SEED= FAULTS= ROWS=)
 	$(BIN)/python -m tests.chaos
 
-coverage: $(STAMP)  ## every test, with the lines they reach (htmlcov/index.html)
+coverage: $(STAMP)  ## every test, with the lines they reach (htmlcov/index.html); fails below 85 %
 	$(PYTEST) --cov --cov-report=term --cov-report=html $(ARGS)
 
-lint: $(STAMP)  ## ruff, import rules, types
+lint: $(STAMP)  ## ruff, import rules, types, bandit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile bandit.yaml --recursive $(PACKAGES) deploy
 
-lint-deploy: $(STAMP)  ## checkov over the rendered manifests, in an environment of its own
-	@[ -x build/checkov/bin/checkov ] || { $(PYTHON) -m venv build/checkov && \
-		build/checkov/bin/pip install --disable-pip-version-check --quiet 'checkov~=3.3'; }
-	mkdir -p build/rendered
-	for o in dev staging prod; do $(BIN)/kubectl kustomize deploy/kustomize/overlays/$$o > build/rendered/$$o.yaml; done
-	build/checkov/bin/checkov --config-file deploy/kustomize/checkov.yaml --directory build/rendered
-	build/checkov/bin/checkov --config-file deploy/kustomize/checkov.yaml --file deploy/docker/Dockerfile
+audit: $(STAMP) $(TOOLS)/.installed  ## bandit over the code, pip-audit over the image's packages (asks an advisory service on the net)
+	$(BIN)/bandit --quiet --configfile bandit.yaml --recursive $(PACKAGES) deploy
+	@$(TOOLS)/bin/pip-audit --strict --progress-spinner off --disable-pip --require-hashes \
+		-r deploy/docker/requirements.txt || { echo "make: pip-audit found something, or its advisory service" \
+		"cannot be reached from here: its last line tells which" >&2; exit 1; }
+
+##@ Images and clusters
+
+images:  ## build gpu-telemetry:VERSION and :VERSION-embedded (needs docker)
+	$(call need,docker,images are built by it)
+	docker build -f deploy/docker/Dockerfile --target runtime -t $(IMAGE) .
+	docker build -f deploy/docker/Dockerfile --target embedded -t $(IMAGE)-embedded .
+
+push:  ## tag the images for REGISTRY=host/path and push them (needs docker)
+	@[ -n "$(REGISTRY)" ] || { echo "make: say where to: make push REGISTRY=registry.example.org/telemetry" >&2; exit 2; }
+	$(call need,docker,images are pushed by it)
+	for image in $(IMAGE) $(IMAGE)-embedded; do \
+		docker tag $$image $(REGISTRY)/$$image; docker push $(REGISTRY)/$$image; done
+
+manifests: $(STAMP)  ## kustomize build of each overlay into build/rendered/
+	@mkdir -p build/rendered
+	for o in $(OVERLAYS); do $(BIN)/kubectl kustomize deploy/kustomize/overlays/$$o > build/rendered/$$o.yaml; done
+
+validate: checkov  ## schemas of Kubernetes, CRDs and compose; yamllint, hadolint, systemd, rules; checkov
+	$(PYTEST) tests/contract/deploy $(ARGS)
+
+checkov: manifests $(TOOLS)/.installed  ## checkov over the rendered manifests and the Dockerfile
+	$(TOOLS)/bin/checkov --config-file deploy/kustomize/checkov.yaml --directory build/rendered
+	$(TOOLS)/bin/checkov --config-file deploy/kustomize/checkov.yaml --file deploy/docker/Dockerfile
+
+deploy: $(STAMP)  ## apply OVERLAY=dev to kubectl's present cluster, and wait until it is there
+	$(call need_cluster)
+	$(BIN)/kubectl apply -k deploy/kustomize/overlays/$(OVERLAY)
+	$(BIN)/kubectl wait --for=condition=Ready pod --all-namespaces --timeout=300s \
+		-l app.kubernetes.io/part-of=gpu-telemetry,app.kubernetes.io/component!=migrations
+
+undeploy: $(STAMP)  ## remove OVERLAY=dev from kubectl's present cluster, namespace and volumes too (others: YES=1)
+	@[ "$(OVERLAY)$(YES)" = dev ] || [ "$(YES)" = 1 ] || { echo "make: this removes the namespace and its volumes;" \
+		"if you mean it: make undeploy OVERLAY=$(OVERLAY) YES=1" >&2; exit 2; }
+	$(call need_cluster)
+	$(BIN)/kubectl delete --ignore-not-found -k deploy/kustomize/overlays/$(OVERLAY)
+
+$(TOOLS)/.installed:
+	$(PYTHON) -m venv --clear $(TOOLS)
+	$(TOOLS)/bin/pip install --disable-pip-version-check --quiet 'checkov~=3.3' 'pip-audit~=2.10'
+	@touch $@
 
 ##@ Measuring and documents
 
@@ -103,6 +158,7 @@ lock: $(STAMP)  ## write the image's hash-pinned requirements from setup.cfg
 
 docs: $(STAMP)  ## write the pages that are made from code and results
 	$(BIN)/python -m telemetry.metrics_page > docs/metrics.md
+	$(BIN)/python -m telemetry.configuration_page > docs/configuration.md
 	$(BIN)/python deploy/prometheus/make_rules.py
 	$(BIN)/python -m loadtest.bench.report
 
@@ -111,4 +167,5 @@ clean:  ## remove caches and build results; data and .venv stay
 	rm -f .coverage .coverage.*
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -print0 | xargs -0 rm -rf
 
-.PHONY: help setup run services stop test test-unit test-integration test-e2e simulate chaos coverage lint lint-deploy lock bench load openapi docs clean
+.PHONY: help setup run services stop test test-unit test-integration test-e2e simulate chaos coverage lint audit images push \
+	manifests validate checkov deploy undeploy bench load openapi lock docs clean

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 ROOT / "tests" / "e2e"
             ):
                 item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def processes_that_are_measured(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Under coverage the processes of integration tests count; those of e2e and chaos run at their own speed."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.path.is_relative_to(ROOT / "tests" / "integration"):
+            patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+        yield
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-import xmlrpc.client
+import xmlrpc.client  # nosec B411
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType

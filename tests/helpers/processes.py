@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -109,6 +110,10 @@ class RunningProcess:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if os.environ.get("COVERAGE_PROCESS_CONFIG") and self.popen.poll() is None:
+            # Killed at once it would take with it which lines it reached.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.stop()
         self.kill()
         self._log.close()
 
