@@ -94,7 +94,7 @@ class FollowRun(LaneRun):
         """The next whole lines; nothing while there are none. ``gone``: no more comes, so a last line is whole."""
         path = self.task.source.path
         if self._planned:
-            cut = self._planned.popleft()
+            cut = self._planned[0]
             data = os.pread(self._fd, cut.end - at, at)
             if len(data) < cut.end - at:
                 raise SourceError(f"{path}: was cut short before all of it was durable")
@@ -123,6 +123,8 @@ class FollowRun(LaneRun):
     def _tell_cut(self, cut: Cut, batches: int) -> None:
         """A piece is about to be published as so many batches."""
         self.publisher.settle()
+        if self._planned:
+            self._planned.popleft()
         self._told.append((self._seq + batches, cut))
         self._keep()
         self.urgent = True

@@ -80,7 +80,7 @@ class RepeatedLines:
             self._pause -= 1
             return None
         octets = np.frombuffer(data, dtype=np.uint8)
-        if not self._number or octets[-1] != _LF:
+        if not self._number or not len(octets) or octets[-1] != _LF:
             return None
         ends = np.flatnonzero(octets == _LF).astype(np.int32) + 1
         runs = self._runs(data, np.concatenate((np.zeros(1, dtype=np.int32), ends)))

@@ -26,7 +26,7 @@ from producers.values import parse_time_ns
 SAMPLE_BYTES: Final = 64 << 10
 BLOCK_BYTES_MIN: Final = 1 << 20
 BLOCK_BYTES_MAX: Final = 16 << 20
-PIECE_BYTES: Final = 4 << 20
+PIECE_BYTES: Final = 2 << 20
 STDIN: Final = "-"
 
 Compression = Literal["none", "gzip", "zstd"]

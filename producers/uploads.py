@@ -52,7 +52,7 @@ class Job:
     rows_acked: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     errors: list[dict[str, Any]] = field(default_factory=list)
-    """The first bad rows: line, message, text."""
+    """The first bad rows (line, message, text), where no file takes them all."""
     bytes_read: int = 0
     finished_ns: int = 0
 
@@ -72,7 +72,6 @@ class Job:
             "rows_acked": self.rows_acked,
             "rows_rejected": self.rows_rejected,
             "rejected": self.rejected,
-            "errors": self.errors,
             "created": _iso(self.created_ns),
             "finished": _iso(self.finished_ns) if self.finished_ns else None,
         }

@@ -119,11 +119,13 @@ def test_a_line_that_is_missing_or_new_label_text_breaks_the_order_once():
         "an empty line": b"\n",
         "a lone carriage return": line(9, 2, METRICS[0], "5").replace(b"train", b"tr\rin"),
         "no line end": line(9, 2, METRICS[0], "5")[:-1],
+        "nothing": b"",
     }.items(),
     ids=lambda item: item[0],
 )
 def test_one_line_that_differs_is_judged_as_it_would_be_usually(changed):
     data = b"".join([*scrape(9), changed[1], *(scrape(10) if changed[1].endswith(b"\n") else ())])
+    data = data if changed[1] else b""
     reader, other = taught(), usual()
     mine, theirs = reader.parse(data), other.parse(data)
     assert rows_of(reader, mine) == rows_of(other, theirs)
