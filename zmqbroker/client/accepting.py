@@ -70,7 +70,6 @@ class Run:
         "not_before_s",
         "pieces",
         "session",
-        "taken",
         "whole",
     )
 
@@ -85,7 +84,6 @@ class Run:
         self.doubtful = False
         self.attempt = self.failures = 0
         self.not_before_s = 0.0
-        self.taken = False
         self.whole: Run | None = None
         """What this is a piece of."""
         self.pieces = 0
@@ -131,6 +129,8 @@ class Accepting:
         """What was sent and is not acked, by session and bounds."""
         self._given: dict[int, Run] = {}
         """What can be given out, or is, by id."""
+        self._at_work: dict[int, Run] = {}
+        """What is given out."""
         self._ready: deque[Run] = deque()
         self._next_id = 1
         self._heard_s: dict[int, float] = {}
@@ -279,13 +279,13 @@ class Accepting:
             if run.session.conn is None or run.session.incarnation != run.incarnation:
                 # Its producer is away: it, or another process of it, will send this again, here or elsewhere.
                 self._forget(run)
-            elif run.not_before_s > now or any(other.taken and other.overlaps(run) for other in self._given.values()):
+            elif run.not_before_s > now or any(other.overlaps(run) for other in self._at_work.values()):
                 self._ready.append(run)
             elif all(run.session.knows(seq) for seq in run.batches):
                 self._settle(run)  # stored under other bounds meanwhile
             else:
                 run.attempt += 1
-                run.taken = True
+                self._at_work[run.id] = run
                 return self._delivery(run)
         return None
 
@@ -336,6 +336,7 @@ class Accepting:
 
     def _settle(self, run: Run) -> None:
         del self._given[run.id]
+        self._at_work.pop(run.id, None)
         whole = run.whole
         if whole is not None:
             whole.pieces -= 1
@@ -357,7 +358,7 @@ class Accepting:
         run = self._given.get(delivery.range_id)
         if run is None or run.attempt != delivery.attempt:
             return False
-        run.taken = False
+        self._at_work.pop(run.id, None)
         run.failures += failure
         if not failure or run.failures < _ATTEMPTS_MAX:
             run.not_before_s = now + (min(_RETRY_S[1], _RETRY_S[0] * 2**run.failures) if failure else _RELEASED_S)
@@ -440,7 +441,7 @@ class Accepting:
     @property
     def taken(self) -> int:
         """Runs that are being stored."""
-        return sum(run.taken for run in self._given.values())
+        return len(self._at_work)
 
     # --- parts -----------------------------------------------------------------------------------------------------
 
@@ -455,8 +456,8 @@ class Accepting:
         session.conn = None
         self.pool.leave(session)
         # What is not begun goes: its producer sends it again, and there is no lease to begin it under.
-        for run in [r for r in (*self._given.values(), *self._runs.values()) if r.session is session and not r.taken]:
-            if not run.pieces:
+        for run in [r for r in (*self._given.values(), *self._runs.values()) if r.session is session]:
+            if run.id not in self._at_work and not run.pieces:
                 self._forget(run)
 
     def _forget(self, run: Run) -> None:
