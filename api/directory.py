@@ -2,7 +2,8 @@
 
 A list of 10,000 GPUs changes slowly and is asked for all the time: filtering, sorting and paging it in memory costs
 microseconds, asking the store each time would cost a scan. A snapshot is at most ``fresh_seconds`` old when it is
-cheap to take, and is served up to ``stale_seconds`` old while one thread takes the next.
+cheap to take, and is served up to ``stale_seconds`` old while one thread takes the next. Taking it reads the newest
+rows alone, and none while nothing was inserted.
 """
 
 from __future__ import annotations
@@ -11,17 +12,21 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from api.errors import UnknownGpu
 from api.times import format_ms
 from clickhouse.errors import StoreError
-from clickhouse.queries import inventory
+from clickhouse.queries import inventory, samples
 from clickhouse.queries.inventory import Gpu, LabelSet
 
 ACTIVE_MS: Final = 60_000
 LOST_MS: Final = 3_600_000
+
+OVERLAP_MS: Final = 600_000
+"""How far behind the newest row a renewal looks; what comes later than that is seen when everything is read again."""
+AGAIN_SECONDS: Final = 600.0
 
 LABEL_SETS_MAX: Final = 200_000
 """Label sets remembered: 200,000 x about 500 bytes = 100 MB at the very most, usually a few MB."""
@@ -61,6 +66,8 @@ class Directory:
         self._stale = stale_seconds
         self._clock = clock
         self._snapshot: Snapshot | None = None
+        self._version = (0, 0)
+        self._whole_taken = 0.0
         self._cost_seconds = 0.0
         self._lock = threading.Lock()
         self._renewing = threading.Lock()
@@ -106,7 +113,19 @@ class Directory:
     def _take(self) -> Snapshot:
         began = time.monotonic()
         taken = self._clock()
-        gpus = {gpu.gpu_id: gpu for gpu in inventory.gpus(self._store) if gpu.gpu_id}
+        before = self._snapshot
+        version = samples.version(self._store)
+        if before is not None and version == self._version:
+            # No row came or went: nothing to look at.
+            self._snapshot = found = replace(before, taken=taken)
+            return found
+        whole = before is None or taken - self._whole_taken > AGAIN_SECONDS
+        known = before.gpus.values() if before is not None and not whole else ()
+        rows = inventory.gpus(self._store, known=known, since_ms=version[1] - OVERLAP_MS)
+        if whole:
+            self._whole_taken = taken
+        self._version = version
+        gpus = {gpu.gpu_id: gpu for gpu in rows if gpu.gpu_id}
         documents = {gpu.gpu_id: _document(gpu) for gpu in gpus.values()}
         # What most samples stand under: it need not be asked for GPU by GPU.
         self._remember({gpu.labels: LabelSet.of(gpu) for gpu in gpus.values() if gpu.labels not in self._labels})

@@ -105,7 +105,7 @@ class GpuSeries(MethodView):
 
 def answer(wanted: Filter, query: dict[str, Any]) -> tuple[int, str, list[Point]]:
     """(step in ms, resolution, points): what to show for this range."""
-    store, limits = context.store(), context.query_limits()
+    store, limits = context.store(), context.query_limits(wanted)
     range_ms = (wanted.end_ms or 0) - (wanted.start_ms or 0)
     step_ms = query.get("step")
     if step_ms is not None:

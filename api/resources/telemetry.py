@@ -34,7 +34,7 @@ def metric_names(query: dict[str, Any]) -> tuple[str, ...]:
 
 def page_of(wanted: Filter, query: dict[str, Any], document: Any, **head: Any) -> Response:
     """One page as a response: by cursor if one is given, else by number. ``document`` makes the rows' documents."""
-    store, limits = context.store(), context.query_limits()
+    store, limits = context.store(), context.query_limits(wanted)
     size, order = query["page_size"], query["order"]
     body: dict[str, Any] = dict(head)
     before = None

@@ -67,12 +67,29 @@ GROUP BY gpu
 """
 
 
-def gpus(store: Reader) -> list[Gpu]:
-    """Every GPU that ever had a sample or is known by its labels, in no order."""
-    seen = {int(gpu): (int(first), int(last)) for gpu, first, last in store.query(_SEEN)}
+_SEEN_SINCE = """
+SELECT gpu, toUnixTimestamp64Milli(min(ts)), toUnixTimestamp64Milli(max(ts)) FROM samples
+WHERE ts >= fromUnixTimestamp64Milli({since:Int64}, 'UTC') GROUP BY gpu
+"""
+
+
+def gpus(store: Reader, *, known: Iterable[Gpu] = (), since_ms: int = 0) -> list[Gpu]:
+    """Every GPU that ever had a sample or is known by its labels, in no order.
+
+    With ``known``, an earlier answer, only rows from ``since_ms`` on are looked at, and the rest taken from there;
+    everything is looked at again when there is a GPU of which neither tells.
+    """
+    devices = store.query(_DEVICES)
+    seen = {gpu.key: (gpu.first_seen_ms, gpu.last_seen_ms) for gpu in known if gpu.last_seen_ms}
+    if seen:
+        for gpu, first, last in store.query(_SEEN_SINCE, {"since": since_ms}):
+            before = seen.get(int(gpu), (int(first), int(last)))
+            seen[int(gpu)] = (min(before[0], int(first)), max(before[1], int(last)))
+    if not seen or any(int(row[0]) not in seen for row in devices):
+        seen = {int(gpu): (int(first), int(last)) for gpu, first, last in store.query(_SEEN)}
     return [
         Gpu(int(row[0]), *row[1:12], dict(row[12]), int(row[13]), *seen.get(int(row[0]), (0, 0)))  # type: ignore[arg-type]
-        for row in store.query(_DEVICES)
+        for row in devices
     ]
 
 

@@ -85,20 +85,6 @@ _KEY = "(t, gpu, toString(metric), value, labels)"
 _KEY_PARAMS = "({k_ts:Int64}, {k_gpu:UInt64}, {k_metric:String}, {k_value:Float64}, {k_labels:UInt64})"
 
 
-def count(store: Reader, wanted: Filter, settings: Any = None) -> int:
-    """How many samples there are."""
-    where, params = wanted.where()
-    return int(store.query(f"SELECT count() FROM samples WHERE {where}", params, settings)[0][0])
-
-
-def bounds(store: Reader, wanted: Filter, settings: Any = None) -> tuple[int, int] | None:
-    """(first, last) time in milliseconds of the samples; None if there are none."""
-    where, params = wanted.where()
-    sql = f"SELECT count(), toUnixTimestamp64Milli(min(ts)), toUnixTimestamp64Milli(max(ts)) FROM samples WHERE {where}"
-    rows, first, last = store.query(sql, params, settings)[0]
-    return (int(first), int(last)) if rows else None
-
-
 def page(
     store: CountingReader, wanted: Filter, *, order: str, limit: int, offset: int = 0, settings: Any = None
 ) -> tuple[list[Sample], int]:

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from api.errors import BrokerAway
 from clickhouse.errors import StoreUnavailable
+from zmqbroker.errors import BrokerError
 
 DEVICE = (1, "GPU-1", "GPU-1", "host-1", "0", "nvidia0", "H100", "", "", "", "", "", {}, 11)
 
@@ -24,6 +25,7 @@ class RecordingStore:
             "GROUP BY gpu": [(1, 1_752_871_354_000, 1_752_871_354_000)],
             "FROM rejects": [(0,)],
             "system.parts": [],
+            "SELECT count(), toUnixTimestamp64Milli(max(ts)) FROM samples": [(0, 0)],
             "count(), toUnix": [(0, 0, 0, 7)],
             **answers,
         }
@@ -76,9 +78,17 @@ class FakeBroker:
     def reachable(self, seconds: float) -> bool:
         return not self.away
 
-    def publish(self, make: Callable[[int, int], bytes], rows: int, *, seconds: float) -> FakeReceipt:
+    def publish(
+        self, make: Callable[[int, int], bytes], rows: int, *, seconds: float, session: int | None = None
+    ) -> FakeReceipt:
         if self.away:
             raise BrokerAway("the broker cannot be reached at present: try again shortly")
-        self.batches.append(make(7, len(self.batches) + 1))
+        self.batches.append(make(session or 7, len(self.batches) + 1))
         self.receipts.append(FakeReceipt(self.confirms))
         return self.receipts[-1]
+
+    def release(self, session: int | None) -> None:
+        pass
+
+    def new_producer(self, session: int | None, first_seq: int = 1) -> Any:
+        raise BrokerError("there is no broker")
