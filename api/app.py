@@ -30,7 +30,7 @@ from api.resources import BLUEPRINTS
 from api.resources.ingest import IngestItemSchema
 from api.settings import Settings
 from api.submissions import Submissions
-from api.uploads import Uploads
+from api.uploads import open_jobs
 from clickhouse.queries import totals
 from telemetry import __version__, metrics
 from telemetry.health import Health
@@ -162,8 +162,11 @@ def create_app(
     uploads = None
     if broker is not None:
         hub = Hub(broker.live_consumer, clients_max=settings.live_clients_max, rows_max=settings.live_buffer_rows)
-        uploads = Uploads(broker, settings.state_dir)
-    submissions = Submissions()
+        uploads = open_jobs(broker, settings.state_dir)
+    submissions = Submissions(
+        settings.state_dir / "submissions.sqlite" if settings.state_dir else None,
+        job_of=uploads.get if uploads is not None else lambda job_id: None,
+    )
     metrics.on_scrape(registry, lambda: _samples(hub, submissions))
     app.extensions.update(registry=registry, health=health, hub=hub, uploads=uploads, submissions=submissions)
     app.extensions.update(settings=settings, store=store, broker=broker, monitor=monitor, directory=Directory(store))

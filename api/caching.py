@@ -6,6 +6,7 @@ depends on who asks: what a key may do is decided before. flask-caching keeps it
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -18,10 +19,14 @@ from flask_caching import Cache
 from api.settings import Settings
 from telemetry import metrics
 
+log = logging.getLogger(__name__)
+
 ENTRIES_MAX: Final = 2000
 BODY_BYTES_MAX: Final = 4 << 20
 """Larger bodies are not kept: memory stays below ENTRIES_MAX times what is usual, 100 kB."""
 LOCKS: Final = 64
+AWAY_SECONDS: Final = 5.0
+"""How long a Redis that failed is not asked again."""
 
 
 class AnswerCache:
@@ -36,6 +41,7 @@ class AnswerCache:
         else:
             self._config.update(CACHE_TYPE="SimpleCache", CACHE_THRESHOLD=ENTRIES_MAX)
         self._locks = [threading.Lock() for _ in range(LOCKS)]
+        self._away_until = 0.0
         self.hits = 0
         self.misses = 0
         metrics.on_scrape(registry, self._samples)
@@ -66,15 +72,26 @@ class AnswerCache:
                 if response.content_length <= BODY_BYTES_MAX:
                     response.add_etag()
                     entry = (time.time(), response.get_data(), list(response.headers.items()))
-                    self._cache.set(key, entry, timeout=max(1, round(age_max + 1)))
+                    self._try(lambda: self._cache.set(key, entry, timeout=max(1, round(age_max + 1))))
             return response
 
     def _kept(self, key: str, age_max: float) -> Response | None:
-        entry = self._cache.get(key)
+        entry = self._try(lambda: self._cache.get(key))
         if entry is None or not 0 <= time.time() - entry[0] <= age_max:
             return None
         self.hits += 1
         return Response(entry[1], headers=entry[2])
+
+    def _try(self, use: Callable[[], Any]) -> Any:
+        """Without its cache the API is slower, not broken: a Redis that is away is left alone for a while."""
+        if time.monotonic() < self._away_until:
+            return None
+        try:
+            return use()
+        except Exception as error:
+            log.warning("the cache is away: answers are made anew", extra={"reason": str(error)})
+            self._away_until = time.monotonic() + AWAY_SECONDS
+            return None
 
 
 def cached(seconds: float) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -14,6 +14,7 @@ class _Nothing:
     """A broker that is never asked."""
 
     live_consumer = None
+    url = topic = ""
 
     def stats(self) -> None:
         return None

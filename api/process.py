@@ -55,9 +55,11 @@ def run(args: Any, settings: Settings, tls: tuple[Path, Path] | None) -> int:
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         service.log.info("listening", extra={"address": address, "scheme": "https" if tls else "http"})
         serve(bridge, sock, service.stopping, drain_seconds=service.drain_timeout_s, tls=tls)
-        for part in ("alerts", "monitor", "hub", "uploads"):
-            stop = getattr(app.extensions[part], "stop", None) or app.extensions[part].close
-            stop()
+        app.extensions["alerts"].stop()
+        app.extensions["monitor"].stop()
+        app.extensions["hub"].close()
+        app.extensions["uploads"].close(min(4.0, service.drain_seconds_left()))
+        app.extensions["submissions"].close()
         broker.close(min(2.0, service.drain_seconds_left()))
         store.close()
     service.log.info("stopped")

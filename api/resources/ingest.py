@@ -20,11 +20,11 @@ from api.described import described
 from api.errors import BrokerAway, Problem
 from api.params import Parameters
 from api.schemas import Document, number, text, whole
-from api.submissions import Submission, Submissions, digest_of
-from api.uploads import Uploads
+from api.submissions import Submission, Submissions, digest_of, session_of
 from producers.batcher import Batcher
 from producers.errors import SourceError
 from producers.publisher import log_batch
+from producers.uploads import UploadJobs
 
 log = logging.getLogger(__name__)
 
@@ -179,13 +179,20 @@ class Ingest(MethodView):
             try:
                 _publish(submission, broker, body, ndjson=request.mimetype != "application/json")
             except Exception:
-                if not submission.receipts:
+                # Begun again, its first batch must be the session's first.
+                broker.release(session_of(submission))
+                if submission.receipts:
+                    submission.state, submission.message = "failed", "the broker took only a part of it: send it again"
+                    submissions.save(submission)
+                else:
                     submissions.drop(submission)
                 raise
+            submissions.save(submission)
         elif submission.state == "received":
             raise Problem(409, "the first request with this Idempotency-Key is still being worked on")
         _wait_durable(submission)
-        return _accepted(submission)
+        broker.release(session_of(submission))
+        return _accepted(submissions.get(submission.id))
 
 
 def _publish(submission: Submission, broker: Broker, body: bytes, *, ndjson: bool) -> None:
@@ -204,7 +211,9 @@ def _publish(submission: Submission, broker: Broker, body: bytes, *, ndjson: boo
         def pack(session: int, seq: int, part: Any = part) -> bytes:
             return batcher.pack(part, part.timestamp_ns, session, seq)
 
-        receipt = broker.publish(pack, part.rows, seconds=context.settings().publish_seconds_max)
+        receipt = broker.publish(
+            pack, part.rows, seconds=context.settings().publish_seconds_max, session=session_of(submission)
+        )
         if log.isEnabledFor(logging.DEBUG):
             log_batch(log, "batch published", receipt, part.rows, request_id=g.get("request_id", ""))
         submission.receipts.append((receipt, part.rows))
@@ -224,7 +233,6 @@ def _wait_durable(submission: Submission) -> None:
                 headers={"Retry-After": "2"},
                 submission=submission.id,
             )
-    submission.settle()
 
 
 @blueprint.route("/csv/upload", methods=["POST"])
@@ -270,33 +278,29 @@ class CsvUpload(MethodView):
         `GET /api/v1/csv/uploads/{id}` (see `Location`) how far it is.
         """
         broker = _broker()
-        uploads: Uploads = current_app.extensions["uploads"]
+        uploads: UploadJobs = current_app.extensions["uploads"]
         submissions: Submissions = current_app.extensions["submissions"]
-        path = uploads.new_file()
-        filename = _receive(path)
+        if not uploads.has_room():
+            raise BrokerAway("too many uploads wait for the broker already: try again later")
+        path = uploads.new_path()
         try:
-            size = path.stat().st_size
+            filename = _receive(path)
             if not broker.reachable(context.settings().publish_seconds_max):
                 raise BrokerAway("the broker cannot be reached at present: try again shortly")
-            uploads.check(path, filename)
+            size = path.stat().st_size
             digest = digest_of(str(size), _file_digest(path), query["timestamps"])
-            submission, new = submissions.begin("csv", key=_idempotency_key(), digest=digest)
-            if not new:
-                path.unlink()
-                return _accepted(submission)
-            submission.filename, submission.bytes_total = filename, size
-            try:
-                uploads.submit(submission, path, query["timestamps"])
-            except Problem:
-                submissions.drop(submission)
-                raise
-        except SourceError as error:
+            submission, new = submissions.begin("csv", key=_idempotency_key(), digest=digest, id=path.stem)
+            if new:
+                submission.filename, submission.bytes_total = filename, size
+                try:
+                    uploads.submit(path, filename, query["timestamps"], session=session_of(submission))
+                except SourceError as error:
+                    submissions.drop(submission)
+                    raise Problem(422, str(error)) from None
+                submissions.save(submission)
+            return _accepted(submissions.get(submission.id))
+        finally:
             path.unlink(missing_ok=True)
-            raise Problem(422, str(error)) from None
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-        return _accepted(submission)
 
 
 def _receive(path: Any) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
 
+from api.errors import Problem
+from api.submissions import KEPT_SECONDS, Submissions
 from telemetry.batch import BatchDecoder
 from tests.helpers.api import app_on
 from tests.helpers.api_fakes import FakeBroker, RecordingStore
@@ -169,3 +172,67 @@ def test_a_file_that_is_no_telemetry_is_refused_at_once_by_name(
     assert words in detail
     assert "/tmp" not in detail
     assert client.post("/api/v1/csv/upload", data={"other": (BytesIO(b""), "x")}).status_code == 422
+
+
+def test_a_restart_forgets_no_submission(broker: FakeBroker, tmp_path: Path) -> None:
+    """The same key and body find the first answer again, another body is refused, in the next process too."""
+    headers = {"Idempotency-Key": "once"}
+    first = app_on(RecordingStore(), broker, state_dir=tmp_path)
+    answer = first.test_client().post("/api/v1/telemetry", json=[GOOD], headers=headers)
+    first.extensions["submissions"].close()
+    client = app_on(RecordingStore(), broker, state_dir=tmp_path).test_client()
+    assert client.get(answer.headers["Location"]).get_json() == answer.get_json()
+    assert client.post("/api/v1/telemetry", json=[GOOD], headers=headers).get_json() == answer.get_json()
+    assert client.post("/api/v1/telemetry", json=[{**GOOD, "value": 2}], headers=headers).status_code == 422
+    assert len(broker.batches) == 1
+
+
+def test_a_write_that_a_kill_cut_off_is_sent_again_under_its_old_address(broker: FakeBroker, tmp_path: Path) -> None:
+    """Nobody knows whether the broker has it: sent again in the same session and order, the broker tells a repeat."""
+    headers = {"Idempotency-Key": "cut"}
+    broker.confirms = False
+    killed = app_on(RecordingStore(), broker, state_dir=tmp_path, publish_seconds_max=0.1).test_client()
+    submission = killed.post("/api/v1/telemetry", json=[GOOD], headers=headers).get_json()["submission"]
+    broker.confirms = True
+    client = app_on(RecordingStore(), broker, state_dir=tmp_path).test_client()
+    assert client.get(f"/api/v1/csv/uploads/{submission}").get_json()["status"] == "failed"
+    assert client.post("/api/v1/telemetry", json=[GOOD], headers=headers).get_json()["status"] == "done"
+    first, again = (BatchDecoder().decode(payload) for payload in broker.batches)
+    assert first.session == again.session
+
+
+def test_r08_replicas_publish_the_same_write_in_the_same_session(tmp_path: Path) -> None:
+    """Two replicas share nothing but the broker: it must be able to tell that both got the same request."""
+    sessions = set()
+    for replica in ("a", "b"):
+        broker = FakeBroker()
+        (tmp_path / replica).mkdir()
+        client = app_on(RecordingStore(), broker, state_dir=tmp_path / replica).test_client()
+        client.post("/api/v1/telemetry", json=[GOOD], headers={"Idempotency-Key": "once"})
+        sessions.add(BatchDecoder().decode(broker.batches[0]).session)
+    assert len(sessions) == 1
+
+
+def test_written_rows_count_this_run_alone(tmp_path: Path) -> None:
+    path = tmp_path / "submissions.sqlite"
+    before = Submissions(path)
+    submission, _ = before.begin("json")
+    submission.rows = 5
+    before.save(submission)
+    assert before.written_rows() == {"json": 5, "csv": 0}
+    before.close()
+    assert Submissions(path).written_rows() == {"json": 0, "csv": 0}
+
+
+def test_submissions_are_forgotten_after_a_day_and_their_rows_still_count(tmp_path: Path) -> None:
+    now = [1_000.0]
+    submissions = Submissions(tmp_path / "submissions.sqlite", clock=lambda: now[0])
+    submission, _ = submissions.begin("json", key="k", digest="d")
+    submission.rows = 5
+    now[0] += KEPT_SECONDS + 1
+    again, new = submissions.begin("json", key="k", digest="other")
+    assert new
+    assert again.id != submission.id
+    assert submissions.written_rows() == {"json": 5, "csv": 0}
+    with pytest.raises(Problem):
+        submissions.get(submission.id)
