@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from tests.helpers.api import app_on
 from tests.helpers.api_fakes import RecordingStore
 from tests.helpers.processes import free_port
 from tests.helpers.waiting import eventually
 
-redis = pytest.importorskip("redis")
 
 pytestmark = pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
 
