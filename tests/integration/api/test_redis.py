@@ -16,7 +16,6 @@ from tests.helpers.api_fakes import RecordingStore
 from tests.helpers.processes import free_port
 from tests.helpers.waiting import eventually
 
-
 pytestmark = pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
 
 
