@@ -27,6 +27,8 @@ SEEDS ?= 100
 
 PACKAGES := telemetry zmqbroker producers consumers clickhouse api loadtest
 OVERLAYS := dev staging prod
+# gpu-node is in prod, and in no namespace with the base.
+COMPONENTS := $(filter-out gpu-node,$(notdir $(wildcard deploy/kustomize/components/*)))
 OVERLAY ?= dev
 REGISTRY ?=
 YES ?=
@@ -111,9 +113,13 @@ push:  ## tag the images for REGISTRY=host/path and push them (needs docker)
 	for image in $(IMAGE) $(IMAGE)-embedded; do \
 		docker tag $$image $(REGISTRY)/$$image; docker push $(REGISTRY)/$$image; done
 
-manifests: $(STAMP)  ## kustomize build of each overlay into build/rendered/
-	@mkdir -p build/rendered
+manifests: $(STAMP)  ## kustomize build of each overlay, and of the base with each component, into build/rendered/
+	@rm -rf build/rendered build/component && mkdir -p build/rendered build/component
 	for o in $(OVERLAYS); do $(BIN)/kubectl kustomize deploy/kustomize/overlays/$$o > build/rendered/$$o.yaml; done
+	for c in $(COMPONENTS); do \
+		printf 'namespace: telemetry\nresources: [../../deploy/kustomize/base]\ncomponents: [%s]\n' \
+			../../deploy/kustomize/components/$$c > build/component/kustomization.yaml; \
+		$(BIN)/kubectl kustomize build/component > build/rendered/component-$$c.yaml; done
 
 validate: checkov  ## schemas of Kubernetes, CRDs and compose; yamllint, hadolint, systemd, rules; checkov
 	$(PYTEST) tests/contract/deploy $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 import subprocess
 from typing import Any
@@ -213,6 +214,20 @@ def test_a_value_that_changes_rolls_the_pods_that_read_it(name: str) -> None:
     for workload, container, _ in our_containers(overlay(name)):
         for source in container.get("envFrom", []):
             assert re.fullmatch(r"telemetry-[a-z0-9]{10}", source["configMapRef"]["name"]), workload
+
+
+@pytest.mark.parametrize("name", INSTALLATIONS)
+def test_every_image_of_ours_is_of_this_version_or_named_by_digest(name: str) -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    version = config["metadata"]["version"]
+    for workload, pod in pods(installation(name)):
+        for container in (*pod.get("initContainers", []), *pod["containers"]):
+            image = container["image"]
+            if "gpu-telemetry" in image:
+                assert image in (f"gpu-telemetry:{version}", f"gpu-telemetry:{version}-embedded") or "@" in image, (
+                    workload
+                )
 
 
 def test_prod_runs_no_image_by_a_tag_and_no_password_from_the_repository() -> None:
