@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -12,6 +13,7 @@ from clickhouse.embedded.ready import ReadyHandles
 from clickhouse.embedded.request import Request
 from clickhouse.embedded.response import Response
 from clickhouse.embedded.sessions import TIMEOUT_SECONDS, Sessions
+from clickhouse.embedded.space import SpaceGuard
 from clickhouse.embedded.statement import INSERT, Statement, StatementError, cut, literals, without_query_id
 from clickhouse.embedded.users import User
 
@@ -26,9 +28,10 @@ _READING: Final = frozenset(
 class Executor:
     """Runs statements. Bounds that clients cannot lift: memory, and the time that an insert may take (R12)."""
 
-    def __init__(self, engine: Engine, sessions: Sessions) -> None:
+    def __init__(self, engine: Engine, sessions: Sessions, space: SpaceGuard) -> None:
         self._engine = engine
         self._sessions = sessions
+        self._space = space
         self._ready = ReadyHandles(engine)
 
     def close(self) -> None:
@@ -39,13 +42,18 @@ class Executor:
         """Run and fill the response. Returns the rows inserted. Raises :class:`EngineError`."""
         if user.readonly and statement.verb not in _READING:
             raise EngineError.of(164, "READONLY", f"{user.name}: Cannot execute query in readonly mode")
+        began = time.time()
+        if statement.verb == INSERT:
+            self._space.require()
         killed: set[Ticket] = set()
         if statement.verb == "KILL":
             # Before the engine's own KILL ... SYNC, which waits for what is shown of an insert that is still coming.
             killed = self._engine.kill_announced((literals(statement.sql) | set(request.bound.values())) - {query_id})
         with self._prepared(request, statement, user, query_id) as handle:
             if statement.data is not None:
-                return _insert(handle, request, statement, response)
+                rows = _insert(handle, request, statement, response)
+                self._space.confirm(began)
+                return rows
             _select(handle, request, statement, response)
         if killed and "SYNC" in statement.sql.upper():
             self._engine.wait_over(killed, self._engine.limits.execution_seconds)

@@ -99,6 +99,7 @@ def serve(options: ServeOptions, args: argparse.Namespace) -> int:
                     "listening",
                     extra={"address": server.address, "version": engine.version, "data_dir": str(data.path)},
                 )
+                _tell_of_broken_parts(engine, service)
                 service.stopping.wait()
             finally:
                 killed = server.stop(max(0.0, service.drain_seconds_left() - 2))
@@ -119,10 +120,26 @@ def _migrate(server: StoreServer, options: ServeOptions, service: Service) -> No
             service.log.info("migrated", extra={"step": step.title})
 
 
+def _tell_of_broken_parts(engine: Engine, service: Service) -> None:
+    """After a loss of power or a fault of the disk the engine puts aside what it cannot read (R16)."""
+    with engine.handle() as handle:
+        found = handle.run(
+            "SELECT concat(database, '.', table, ' ', name) FROM system.detached_parts WHERE reason LIKE 'broken%'"
+        )
+    if parts := str(found).splitlines():
+        service.log.error(
+            "parts that cannot be read were put aside; rows of a merge are back from what it was made of, others come "
+            "again with: zmqbroker admin replay TOPIC --into GROUP --from now-15m",
+            extra={"parts": len(parts), "first": parts[0]},
+        )
+
+
 def _check(server: StoreServer) -> Check:
     running = len(server.engine.queries())
     if running >= server.engine.limits.queries_max:
         return Check("degraded", f"{running} queries run: the most that --max-queries allows")
+    if server.space.low():
+        return Check("degraded", "the disk is nearly full: inserts are refused until there is space")
     return Check()
 
 

@@ -24,6 +24,7 @@ from clickhouse.embedded.execute import Executor
 from clickhouse.embedded.request import BodyCut, Budget, Request, decode, parse_target, read_body, statement
 from clickhouse.embedded.response import Response
 from clickhouse.embedded.sessions import Sessions
+from clickhouse.embedded.space import SpaceGuard
 from clickhouse.embedded.statement import INSERT, StatementError
 from clickhouse.embedded.users import User, Users
 from clickhouse.embedded.watch import Watcher
@@ -77,7 +78,8 @@ class StoreServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.engine = engine
         self.users = users
         self.sessions = Sessions(engine)
-        self.executor = Executor(engine, self.sessions)
+        self.space = SpaceGuard(engine)
+        self.executor = Executor(engine, self.sessions, self.space)
         self.counters = Counters()
         self.watcher = Watcher(self._hung_up)
         self.body_bytes_max = body_bytes_max
@@ -92,6 +94,7 @@ class StoreServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name="accept", daemon=True)
 
     def start(self) -> None:
+        self.space.start()
         self._thread.start()
 
     def _hung_up(self, query_id: str) -> None:
@@ -102,6 +105,7 @@ class StoreServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         """Stop accepting, let queries finish, close. Returns how many queries had to be killed."""
         self.shutdown()
         self.socket.close()
+        self.space.stop()
         # It would take the next step for clients that hang up.
         self.watcher.stop()
         # Idle connections first: their threads wait for a next request that must not come any more.

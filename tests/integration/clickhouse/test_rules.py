@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -304,6 +305,28 @@ def test_r16_what_was_answered_survives_a_kill(tmp_path: Path) -> None:
                 assert (
                     conn.scalar("SELECT max(c) FROM (SELECT count() AS c FROM telemetry.samples GROUP BY _seq)") == 1000
                 )
+
+
+def test_r16_a_merge_that_a_power_loss_tore_gives_way_to_the_parts_it_was_made_of(tmp_path: Path) -> None:
+    """Merges are not synced: for eight minutes, far longer than a kernel keeps pages back, their sources stay on disk."""
+    with running_store(tmp_path) as store:
+        with store.connect() as conn:
+            for i in range(4):
+                insert_samples(conn, sample_columns(1000, first_seq=i + 1), token=f"torn/{i}")
+            conn.command("OPTIMIZE TABLE telemetry.samples FINAL")
+            (merged,) = conn.query("SELECT path, rows, name FROM system.parts WHERE active AND table = 'samples'")
+            assert merged[1] == 4000
+        store.kill()
+        for name in ("checksums.txt", "data.bin"):
+            os.truncate(Path(merged[0]) / name, 0)
+        store.start()
+        with store.connect() as conn:
+            assert conn.query("SELECT _seq, count() FROM telemetry.samples GROUP BY _seq ORDER BY _seq") == [
+                (seq, 1000) for seq in range(1, 5)
+            ]
+        assert store.process is not None
+        told = [line for line in store.process.lines() if "put aside" in line["msg"]]
+        assert merged[2] in told[0]["first"]
 
 
 def test_a_server_without_schema_is_refused_with_what_to_do(tmp_path: Path) -> None:
