@@ -78,8 +78,9 @@ test-integration: $(STAMP)  ## tests of parts with real neighbours (integration,
 test-e2e: $(STAMP)  ## tests of the whole pipeline, started as a user would
 	$(PYTEST) tests/e2e $(ARGS)
 
-simulate: $(STAMP)  ## the broker's core and log under random histories (SEEDS=n of them)
+simulate: $(STAMP)  ## random histories of the real core, log and clients, with and without a broker (SEEDS=n of each)
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
+	$(BIN)/python -m tests.simulation --direct --seeds $(SEEDS) $(ARGS)
 
 chaos: $(STAMP)  ## kill, stop and restart every process while rows stream, then account for every row (SEED= FAULTS= ROWS=)
 	$(BIN)/python -m tests.chaos
