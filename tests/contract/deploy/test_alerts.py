@@ -63,16 +63,30 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_an_alert_fires_when_it_should_and_only_then(name: str, tmp_path: Path) -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
+@pytest.fixture
+def promtool() -> str:
+    found = shutil.which("promtool")
+    if found is None:
         if os.environ.get("CI"):
             pytest.fail("promtool is not installed; .ci/packages names prometheus, which has it")
         pytest.skip("promtool is not installed (Debian: prometheus)")
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_alert_fires_when_it_should_and_only_then(name: str, tmp_path: Path, promtool: str) -> None:
     content = {"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": [CASES[name]]}
     (tmp_path / "case.yaml").write_text(yaml.safe_dump(content))
-    done = subprocess.run(
-        [promtool, "test", "rules", tmp_path / "case.yaml"], capture_output=True, text=True, timeout=60, check=False
-    )
+    run(promtool, "test", "rules", str(tmp_path / "case.yaml"))
+
+
+def test_prometheus_accepts_its_configuration_with_all_rules(tmp_path: Path, promtool: str) -> None:
+    text = (RULES.parent / "prometheus.yml").read_text()
+    (tmp_path / "prometheus.yml").write_text(text.replace("/etc/prometheus/rules", str(RULES.parent)))
+    assert "2 rule files found" in run(promtool, "check", "config", str(tmp_path / "prometheus.yml"))
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
