@@ -10,7 +10,7 @@ import { ramp, step } from "./ramp.js";
 
 const CELL_MAX = 96;
 const CELL_MIN = 4;
-const CELL_WITH_TEXT = 26;
+const CELL_WITH_TEXT = 22;
 const CELL_WITH_EDGE = 12;
 const LABEL_PX = 15;
 const ROW_OF_GPUS_MAX = 8;
@@ -169,7 +169,7 @@ export class Heatmap {
     const size = Math.min(w, t);
     g.textAlign = "center";
     g.textBaseline = "middle";
-    g.font = `600 ${Math.min(20 * layout.scale, Math.round(size * 0.38))}px ${look.sans}`;
+    g.font = `600 ${Math.max(10, Math.min(20 * layout.scale, Math.round(size * 0.38)))}px ${look.sans}`;
     g.lineWidth = 1;
     for (const cell of this.cells) {
       const [x, y] = this.#origin(cell);

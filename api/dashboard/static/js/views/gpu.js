@@ -74,7 +74,7 @@ export function gpuView(main, id) {
 
   async function load() {
     try {
-      gpu = await get(`api/v1/gpus/${encodeURIComponent(id)}`);
+      [gpu] = await Promise.all([get(`api/v1/gpus/${encodeURIComponent(id)}`), catalogue()]);
     } catch (error) {
       if (gpu) return;
       fill(main, h("h1", {}, "GPU"), errorPanel(error));

@@ -50,7 +50,7 @@ export function groupView(main, { title, caption, load: ask, path, label, brief 
 
   async function load() {
     try {
-      found = await ask();
+      [found] = await Promise.all([ask(), catalogue()]);
     } catch (error) {
       if (found) return gpuPanel.badge(error.message);
       const p = panel({ title: error.status === 404 && !error.missing ? "Not found" : "Something went wrong" });

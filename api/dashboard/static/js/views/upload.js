@@ -17,7 +17,9 @@ export function uploadView(main) {
     ondragleave: () => drop.classList.remove("over"),
     ondrop: (event) => { event.preventDefault(); drop.classList.remove("over"); take(event.dataTransfer.files); },
   }, icon("upload"), h("strong", {}, "Drop CSV files here"),
-  h("p", {}, "DCGM exports and similar: a column each for time, metric, GPU and value. Rows go through the broker like any streamer’s."),
+  h("p", {}, "DCGM exports and similar: a row a sample, or a row a moment with a column a metric. What the columns mean is found out from the header."),
+  h("p", {}, h("code", {}, "timestamp,metric_name,uuid,Hostname,value")),
+  h("p", {}, "Rows go through the broker like any streamer’s; those without a time get the present. Lines that say nothing are told with their reason."),
   h("button", { type: "button", class: "button primary", onclick: () => input.click() }, "Choose files"),
   h("label", { class: "hidden", for: "upload-file" }, "CSV files"), input);
   const list = h("div", { class: "uploads" });
