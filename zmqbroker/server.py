@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import select
 import threading
 import time
 from collections import deque
@@ -39,6 +40,8 @@ _log = logging.getLogger("zmqbroker")
 DRAIN_MESSAGES_MAX: Final = 512
 DRAIN_SECONDS_MAX: Final = 0.002
 _MAINTAIN_S: Final = 1.0
+_GATHER_S: Final = 0.0003
+"""How long the loop lets messages gather while the writer is behind."""
 _PUBLISH: Final = int(Type.PUBLISH)
 
 
@@ -250,6 +253,10 @@ class Broker:
                 self._next_maintain_s = now + _MAINTAIN_S
                 self._maintain()
             self.loops += 1
+            if self.writer.backlog:
+                # What comes now joins the next commit, which waits for the last one anyway: take it in one turn. (The
+                # descriptor is older than any connection, so its number is one that select takes.)
+                select.select([self._wake_fd], [], [], _GATHER_S)
             if stop_at is not None:
                 pending = any(t.commits and not t.stopped for t in self.core.topics.values())
                 if not pending or clock() > stop_at:
