@@ -1,8 +1,9 @@
 """Other formats than JSON: chosen by Accept or ``format=``, streamed window by window, so that memory stays flat.
 
-CSV and NDJSON are written by the store itself; Arrow and Parquet are put together here from Arrow tables, one record
-batch or row group a window. A failure half-way ends the connection short: a cut file never looks whole (Parquet and
-Arrow lack their footer, CSV and NDJSON end inside a chunked body that is never closed).
+CSV and NDJSON are written by the store itself and passed on as they come; Arrow and Parquet are put together here from
+the record batches of the store, of some ten thousand rows each. A failure half-way ends the connection short: a cut
+file never looks whole (Parquet and Arrow lack their footer, CSV and NDJSON end inside a chunked body that is never
+closed).
 """
 
 from __future__ import annotations
@@ -108,16 +109,18 @@ def _text(store: Any, windows: Iterator[Filter], order: str, name: str, limits: 
     settings = {**limits, "date_time_output_format": "iso", "output_format_json_quote_64bit_integers": 0}
     for window in windows:
         sql, params = questions.statement(window, order=order)
-        data = store.query_bytes(sql, params, settings, _STORE_FORMAT[name])
-        for at in range(0, len(data), CHUNK_BYTES):
-            yield data[at : at + CHUNK_BYTES]
+        with store.open_stream(sql, params, settings, _STORE_FORMAT[name]) as source:
+            while piece := source.read(CHUNK_BYTES):
+                yield piece
 
 
 def _tables(store: Any, windows: Iterator[Filter], order: str, limits: dict[str, Any]) -> Iterator[pa.Table]:
+    settings = {**limits, "output_format_arrow_string_as_string": 1}
     for window in windows:
         sql, params = questions.statement(window, order=order)
-        table = store.query_arrow(sql, params, {**limits, "output_format_arrow_string_as_string": 1})
-        yield table.cast(SCHEMA)
+        with store.open_stream(sql, params, settings, "ArrowStream") as source:
+            for batch in pa.ipc.open_stream(pa.PythonFile(source, mode="r")):
+                yield pa.Table.from_batches([batch]).cast(SCHEMA)
 
 
 class _Sink(io.RawIOBase):

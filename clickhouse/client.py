@@ -21,9 +21,9 @@ import re
 import threading
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 import clickhouse_connect
 import clickhouse_connect.common
@@ -394,6 +394,28 @@ class StorePool(_Reader):
             if code:
                 raise from_code(_one_line(e), code) from None
             raise StoreUnavailable(f"cannot reach the store at {self.address.shown}: {_reason(e)}") from None
+
+    @contextmanager
+    def open_stream(
+        self,
+        sql: str,
+        params: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        output_format: str = "JSONEachRow",
+    ) -> Iterator[IO[bytes]]:
+        """The result as the server writes it in ``output_format``, to be read while it comes.
+
+        Raises :class:`StoreUnavailable` where it ends half-way.
+        """
+        source = self._ask(
+            lambda c: c.raw_stream(sql, parameters=_bound(params), settings=dict(settings or {}), fmt=output_format)
+        )
+        try:
+            yield source
+        except (HTTPError, OSError) as e:
+            raise StoreUnavailable(f"the answer of {self.address.shown} ended half-way: {_reason(e)}") from None
+        finally:
+            source.close()
 
     def ping(self) -> bool:
         """Whether the server answers at all."""

@@ -1,7 +1,7 @@
 """Whole ranges of samples, in time order, piece by piece.
 
 Rows are stored by GPU, so time order over a range means sorting. The range is cut into windows of few rows, each
-sorted on its own: neither the store nor the reader ever holds more than one window.
+sorted on its own: the store never holds more than one window, and a reader that streams not even that.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any, Final
 from clickhouse.queries.inventory import Reader
 from clickhouse.queries.samples import Filter
 
-WINDOW_ROWS: Final = 50_000
+WINDOW_ROWS: Final = 1_000_000
+"""What the store sorts at a time. Each window is a look at every GPU's rows, so few large ones are fast."""
 SLICE_MS: Final = 60_000
 """Windows are whole minutes; a minute with more rows than a window is cut by the second."""
 
