@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import marshmallow as ma
+from flask_smorest import Blueprint
 from marshmallow import fields
 
 from api.times import Duration, Time
@@ -15,6 +16,12 @@ PAGE_MAX: Final = 1_000_000
 """Far above any fleet; deep pages cost the store what they skip, which the scan limit bounds: use cursors."""
 
 FORMATS: Final = ("json", "csv", "ndjson", "arrow", "parquet")
+
+# The library lets unknown query parameters pass whatever a schema says of them; ours say that they may not.
+Blueprint.ARGUMENTS_PARSER.DEFAULT_UNKNOWN_BY_LOCATION = {
+    **Blueprint.ARGUMENTS_PARSER.DEFAULT_UNKNOWN_BY_LOCATION,
+    "query": None,
+}
 
 
 class Names(fields.Field):
@@ -46,10 +53,10 @@ def plain(description: str, **kwargs: Any) -> fields.String:
 
 
 class Parameters(ma.Schema):
-    """Base of all: parameters that an endpoint does not know are ignored, as clients and proxies add their own."""
+    """Base of all: a parameter that an endpoint does not know is refused, so that a misspelt filter never passes."""
 
     class Meta:
-        unknown = ma.EXCLUDE
+        unknown = ma.RAISE
 
 
 class PageParameters(Parameters):

@@ -195,3 +195,13 @@ def test_documents_are_served_from_the_package_without_foreign_hosts() -> None:
     assert len(packed.data) < len(plain.data)
     assert client.get("/swagger/../errors.py").status_code == 404
     assert client.get("/swagger/%2e%2e/%2e%2e/errors.py").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["gpus?hostnam=a", "gpus/GPU-1/telemetry?metric=a", "telemetry?host=a", "fleet?x="])
+def test_a_parameter_that_nobody_knows_is_refused_by_name(path: str) -> None:
+    """A misspelt filter that is ignored gives the whole fleet for an answer."""
+    answer = app_on(RecordingStore(), FakeBroker()).test_client().get(f"/api/v1/{path}")
+    assert answer.status_code == 422
+    name = path.partition("?")[2].partition("=")[0]
+    assert name in answer.get_json()["errors"]["query"]
+    assert name in answer.get_json()["detail"]
