@@ -86,6 +86,18 @@ def test_settings_in_the_url_hold_for_that_request_only(store: Store) -> None:
     assert text(store, "SELECT getSetting('max_block_size')") != "123\n"
 
 
+def test_a_question_like_the_one_before_takes_over_nothing_of_it(store: Store) -> None:
+    """They may share a handle: neither values, nor ids, nor a failure may come along."""
+    for value in ("1", "2"):
+        assert text(store, "SELECT {x:UInt8}, getSetting('log_comment')", param_x=value, query_id=f"q-{value}") == (
+            f"{value}\tq-{value}\n"
+        )
+    assert ask(store, "SELECT {x:UInt8}, getSetting('log_comment')")[0].status == 400
+    assert ask(store, "SELECT throwIf(1), getSetting('max_threads')", max_threads="3")[0].status == 500
+    assert text(store, "SELECT getSetting('max_threads') SETTINGS max_threads = 5", max_threads="3") == "5\n"
+    assert text(store, "SELECT getSetting('max_threads')", max_threads="3") == "3\n"
+
+
 @pytest.mark.parametrize(
     ("sql", "status", "code"),
     [
