@@ -30,6 +30,7 @@ class FollowRun(LaneRun):
     def __init__(self, task: LaneTask, *args: Any, **kwargs: Any) -> None:
         super().__init__(task, *args, **kwargs)
         assert task.following is not None
+        self.following = task.following
         self._keep_in = task.following.keep_in
         self._planned = deque(cut for cut in task.following.cuts if cut.end > task.start.block)
         self._told: list[tuple[int, Cut]] = []
