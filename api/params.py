@@ -46,7 +46,7 @@ class Names(fields.Field):
 def plain(description: str, **kwargs: Any) -> fields.String:
     """A text parameter."""
     return fields.String(
-        validate=[ma.validate.Length(max=512), ma.validate.ContainsNoneOf("\0")],
+        validate=[ma.validate.Length(min=1, max=512), ma.validate.ContainsNoneOf("\0")],
         metadata={"description": description},
         **kwargs,
     )
