@@ -210,6 +210,10 @@ class Topic:
             group.last_member_s = now
             for range_ in list(group.ranges.values()):
                 range_.maybe_repeat = True
+                first_held = self.partitions[range_.partition].first_offset
+                if range_.letter is None and first_held > range_.first:
+                    # It may be settled by whoever holds it still: what was dropped of it must be counted then, too.
+                    range_.lost = min(first_held, range_.last + 1) - range_.first
         if recovered.journal_damaged:
             self._doubt_everything()
         return sessions
