@@ -120,8 +120,8 @@ class Pipeline:
         """Where ``endless``: the feeder goes on until this file exists."""
         self.disks: dict[str, SmallDisk] = {}
         if small_disks:
-            # The store's only on request: with every byte taken the engine has been seen to commit a merge that it
-            # cannot read afterwards, and to lose those rows at its next start (SEED=7 FAULTS=200).
+            # The store's on request: it is guarded (docs/adr/0013), with a test of its own; a long run of all faults
+            # with it is still to be seen.
             sizes = {"broker": 512, "store": 1024}
             wanted = (os.environ.get("FILL") or "broker").split(",")
             made = {name: SmallDisk(directory / name, sizes[name]) for name in wanted}
