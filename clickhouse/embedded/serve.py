@@ -8,17 +8,21 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from clickhouse.client import StoreAddress, StoreConnection
 from clickhouse.embedded.engine import DataDirectory, Engine, Limits
 from clickhouse.embedded.server import StoreServer
 from clickhouse.embedded.users import User, Users
+from clickhouse.errors import StoreRefused
 from clickhouse.migrate import migrate
 from clickhouse.schema import Flavour
 from telemetry import metrics
 from telemetry.addresses import listening_socket
 from telemetry.health import Check
 from telemetry.service import Service
+
+NOT_ENOUGH_SPACE: Final = 243
 
 
 @dataclass(frozen=True)
@@ -115,9 +119,17 @@ def _migrate(server: StoreServer, options: ServeOptions, service: Service) -> No
     address = StoreAddress(
         f"http://{reachable}:{port}", user=options.user, password=options.password, database=options.database
     )
-    with StoreConnection(address) as conn:
-        for step in migrate(conn, Flavour(database=options.database)):
-            service.log.info("migrated", extra={"step": step.title})
+    while True:
+        try:
+            with StoreConnection(address) as conn:
+                for step in migrate(conn, Flavour(database=options.database)):
+                    service.log.info("migrated", extra={"step": step.title})
+            return
+        except StoreRefused as e:
+            # No space just now: statements may be repeated, and a disk is emptied sooner than a process restarted.
+            if e.code != NOT_ENOUGH_SPACE or service.stopping.wait(1.0):
+                raise
+            service.log.warning("the schema waits for space on the disk", extra={"reason": str(e)})
 
 
 def _tell_of_broken_parts(engine: Engine, service: Service) -> None:
