@@ -12,7 +12,7 @@ import pytest
 from clickhouse.client import StoreConnection
 from clickhouse.errors import StoreError
 from clickhouse.insert import SampleColumns, insert_samples
-from clickhouse.rollup import Blocks, Part, Rollup
+from clickhouse.rollup import SPAN_SECONDS_MAX, Active, Blocks, Part, Rollup
 from tests.helpers.store import Store, running_store, sample_columns, today_ms
 from tests.helpers.waiting import eventually
 
@@ -90,6 +90,29 @@ def test_r03_a_merge_of_known_parts_is_known(rolled: StoreConnection) -> None:
     rollup._minutes_of = lambda *a: asked.append(a) or []  # type: ignore[method-assign, func-returns-value]
     rollup.look()
     assert asked == []
+
+
+def test_r03_parts_that_a_merge_takes_while_they_are_looked_at_are_rolled_up(
+    rolled: StoreConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rolled.command("SYSTEM STOP MERGES telemetry.samples")
+    rows = sample_columns(20_000)
+    assert rows.ts_ms[-1] - rows.ts_ms[0] > SPAN_SECONDS_MAX * 1000, "parts long enough to be asked"
+    insert_samples(rolled, rows, token="a")
+    insert_samples(rolled, sample_columns(20_000, session=2), token="b")
+    rollup = Rollup(rolled, clock=noon_clock)
+    days = rollup._days
+
+    def then_merged(now: float) -> dict[int, list[Active]]:
+        found = days(now)
+        rolled.command("SYSTEM START MERGES telemetry.samples")
+        rolled.command("OPTIMIZE TABLE telemetry.samples FINAL")
+        return found
+
+    monkeypatch.setattr(rollup, "_days", then_merged)
+    progress = rollup.look()
+    assert progress.raw_rows == 40_000
+    assert equals_raw(rolled, progress.upto_s)
 
 
 def test_r03_two_rollups_at_the_same_time_do_no_harm(store: Store, rolled: StoreConnection) -> None:
