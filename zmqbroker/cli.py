@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from telemetry import metrics
-from telemetry.addresses import may_listen
 from telemetry.options import (
     Command,
     CommandLine,
@@ -29,10 +28,11 @@ from telemetry.options import (
 from telemetry.service import Check, Service
 from zmqbroker.admin import shell
 from zmqbroker.admin.server import AdminServer
+from zmqbroker.client.options import listening_keys
 from zmqbroker.core import report
 from zmqbroker.core.config import RECONNECT_GRACE_S_MIN, BrokerConfig, TopicConfig
 from zmqbroker.errors import BrokerError
-from zmqbroker.security import ServerKeys, load_public, make_keys
+from zmqbroker.security import load_public, make_keys
 from zmqbroker.server import Broker, ServerConfig
 
 KEYGEN_OPTIONS = (Option("out", "directory of the files", Path("."), path, metavar="DIR"),)
@@ -130,21 +130,6 @@ def keygen(args: argparse.Namespace) -> int:
     return 0
 
 
-def server_keys(args: argparse.Namespace) -> ServerKeys | None:
-    """The broker's keys, if it has any. Raises :class:`UsageError`, also for an address that needs them."""
-    if (args.curve_key is None) != (args.allow_list is None):
-        raise UsageError("--curve-key and --allow-list go together: CURVE alone keeps nobody out")
-    for address in (*args.bind, args.admin_bind):
-        scheme, _, rest = address.partition("://")
-        if scheme == "tcp":
-            host = rest.rpartition(":")[0].strip("[]")
-            may_listen(host, address, insecure=args.insecure, keys=args.curve_key is not None)
-    try:
-        return ServerKeys.load(args.curve_key, args.allow_list) if args.curve_key is not None else None
-    except BrokerError as e:
-        raise UsageError(str(e)) from None
-
-
 def server_config(args: argparse.Namespace) -> ServerConfig:
     """The server's configuration from its options."""
     topic = TopicConfig(
@@ -173,7 +158,8 @@ def server_config(args: argparse.Namespace) -> ServerConfig:
 def serve(args: argparse.Namespace) -> int:
     """Run until a signal; exit code 0 after a clean drain."""
     with usage_errors("zmqbroker"):
-        keys = server_keys(args)
+        addresses = (*args.bind, args.admin_bind)
+        keys = listening_keys(args.curve_key, args.allow_list, addresses, insecure=args.insecure)
         broker = Broker(server_config(args), keys=keys)
         service = Service.from_args("zmqbroker", args)
         service.check("loop", lambda: _loop_check(broker))
