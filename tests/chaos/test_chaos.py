@@ -10,7 +10,6 @@ import pytest
 
 from tests.chaos.scenario import at_random, one_after_the_other
 
-pytest.importorskip("chdb", reason="the embedded store is not installed")
 ROWS = int(os.environ.get("CHAOS_ROWS") or 1_000_000)
 FAULTS = int(os.environ.get("CHAOS_FAULTS") or 20)
 

@@ -16,7 +16,6 @@ from clickhouse.errors import StoreError
 from tests.chaos.pipeline import Pipeline, Program
 from tests.helpers.waiting import eventually
 
-pytest.importorskip("chdb", reason="the embedded store is not installed")
 ROWS = int(os.environ.get("RESUME_ROWS") or 60_000)
 KILLS = int(os.environ.get("RESUME_KILLS") or 5)
 VICTIMS = ("streamer", "worker", "broker")

@@ -18,7 +18,6 @@ from tests.helpers.processes import ROOT, RunningProcess, free_port, get_json
 from tests.helpers.store import Store
 from tests.helpers.waiting import eventually
 
-pytest.importorskip("chdb", reason="the embedded store is not installed")
 pytestmark = pytest.mark.timeout(300)
 
 SAMPLE = ROOT / "producers" / "sample" / "dcgm_sample.csv"

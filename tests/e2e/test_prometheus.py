@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import urllib.parse
 import urllib.request
@@ -18,21 +16,16 @@ import yaml
 
 from tests.helpers.processes import RunningProcess, free_port
 from tests.helpers.promql import metrics_of
+from tests.helpers.tools import needed
 from tests.helpers.waiting import eventually
 from zmqbroker.client import Consumer, Producer
 
-pytest.importorskip("chdb", reason="the embedded store is not installed")
 pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture
 def prometheus_binary() -> str:
-    binary = shutil.which("prometheus")
-    if binary is None:
-        if os.environ.get("CI"):
-            pytest.fail("prometheus is not installed; .ci/packages names it")
-        pytest.skip("prometheus is not installed (Debian: prometheus)")
-    return binary
+    return needed("prometheus", "prometheus")
 
 
 class Prometheus:

@@ -11,8 +11,6 @@ from tests.chaos.audit import audit
 from tests.chaos.pipeline import Pipeline
 from tests.helpers.waiting import eventually
 
-pytest.importorskip("chdb", reason="the embedded store is not installed")
-
 ROWS = 400_000
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tests.helpers.processes import ROOT, RunningProcess, free_port
 from tests.helpers.waiting import eventually
 
-messages = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
 pytestmark = pytest.mark.timeout(120)
 
 
@@ -29,7 +29,7 @@ def received() -> Iterator[tuple[str, list[tuple[str, Any]]]]:
                 import gzip
 
                 body = gzip.decompress(body)
-            for resource in messages.ExportTraceServiceRequest.FromString(body).resource_spans:
+            for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
                 names = [a.value.string_value for a in resource.resource.attributes if a.key == "service.name"]
                 spans.extend((names[0], span) for scope in resource.scope_spans for span in scope.spans)
             self.send_response(200)

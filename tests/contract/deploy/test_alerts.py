@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import pytest
 import yaml
 
 from tests.helpers.kustomize import ROOT
+from tests.helpers.tools import needed
 
 RULES = ROOT / "deploy" / "prometheus" / "pipeline.rules.yaml"
 OLDEST = 'zmqbroker_group_oldest_age_seconds{topic="t",group="clickhouse"}'
@@ -65,12 +64,7 @@ CASES = {
 
 @pytest.fixture
 def promtool() -> str:
-    found = shutil.which("promtool")
-    if found is None:
-        if os.environ.get("CI"):
-            pytest.fail("promtool is not installed; .ci/packages names prometheus, which has it")
-        pytest.skip("promtool is not installed (Debian: prometheus)")
-    return found
+    return needed("promtool", "prometheus")
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import configparser
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from tests.helpers.kustomize import BIN, ROOT, help_of
+from tests.helpers.tools import needed
 
 DOCKER = ROOT / "deploy" / "docker"
 
@@ -70,8 +70,8 @@ def test_the_compose_file_is_valid_and_its_commands_exist() -> None:
                 assert re.search(rf"{word}\b", text), f"{name}: {word} is no option of {' '.join(program)}"
 
 
-@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
 def test_systemd_accepts_the_units_and_their_commands_exist(tmp_path: Path) -> None:
+    analyze = needed("systemd-analyze", "systemd")
     units = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
     assert units
     for unit in units:
@@ -83,9 +83,7 @@ def test_systemd_accepts_the_units_and_their_commands_exist(tmp_path: Path) -> N
             if word.startswith("--"):
                 assert re.search(rf"{word}\b", help_of(*program)), f"{unit.name}: {word}"
         (tmp_path / unit.name).write_text(text.replace(f"/opt/gpu-telemetry/bin/{words[0]}", "/bin/true"))
-    done = subprocess.run(
-        ["systemd-analyze", "verify", *sorted(tmp_path.glob("*.service"))], capture_output=True, text=True
-    )
+    done = subprocess.run([analyze, "verify", *sorted(tmp_path.glob("*.service"))], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import pytest
 
 from tests.helpers.api import Fleet
 from tests.helpers.processes import ROOT, RunningProcess, free_port
+from tests.helpers.tools import needed
 
 BLOCKS = re.findall(r"```(sh|python|javascript)\n(.*?)```", (ROOT / "docs" / "api.md").read_text("utf-8"), re.DOTALL)
 
@@ -55,8 +55,10 @@ def test_an_example_of_the_page_runs(api: str, language: str, code: str, tmp_pat
         "python": [sys.executable, "-c", code],
         "javascript": ["node", "--input-type=module", "-e", code],
     }
-    if shutil.which(commands[language][0]) is None or (language == "sh" and shutil.which("curl") is None):
-        pytest.skip(f"{commands[language][0]} or curl is not installed")
+    if language == "sh":
+        needed("curl", "curl")
+    if language == "javascript":
+        needed("node", "nodejs")
     ended = subprocess.run(
         commands[language],
         cwd=tmp_path,

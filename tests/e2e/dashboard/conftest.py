@@ -7,10 +7,8 @@ test, and a screenshot of how it ended is left in ``artifacts/dashboard``.
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,8 +17,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from tests.conftest import ROOT
 from tests.helpers.fleet_stack import FleetStack, fleet_stack
+from tests.helpers.tools import needed
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -34,14 +32,10 @@ expect.set_options(timeout=TIMEOUT_MS)
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """Headless Chromium. Where there is none these tests are skipped; in CI that is a failure."""
-    if not Path(CHROMIUM).exists():
-        reason = f"no Chromium at {CHROMIUM}: install the package chromium, or set CHROMIUM=path"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+    """Headless Chromium: ``CHROMIUM=path`` names another than the one of the package."""
+    chromium = needed(os.environ.get("CHROMIUM", "chromium"), "chromium")
     with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        found = playwright.chromium.launch(executable_path=chromium, headless=True, args=FLAGS)
         yield found
         found.close()
 

@@ -9,7 +9,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
+import promql_parser
 import pytest
+import yaml
 
 from api.alerts.evaluate import Evaluator, Firing
 from api.alerts.manager import Alerts
@@ -259,12 +261,10 @@ def test_the_rules_file_is_checked_by_name(tmp_path: Path) -> None:
 
 
 def test_the_same_rules_are_written_for_prometheus() -> None:
-    yaml = pytest.importorskip("yaml")
     found = yaml.safe_load(rules_file(load()))["groups"][0]["rules"]
     by_name = {rule["alert"]: rule for rule in found}
     assert by_name["TempHigh"]["expr"] == "DCGM_FI_DEV_GPU_TEMP > 85"
     assert by_name["TempHigh"]["for"] == "300s"
     assert "== 79" in by_name["XidCritical"]["expr"]
-    parser = pytest.importorskip("promql_parser")
     for rule in found:
-        parser.parse(rule["expr"])
+        promql_parser.parse(rule["expr"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,22 +13,22 @@ import redis
 from tests.helpers.api import app_on
 from tests.helpers.api_fakes import RecordingStore
 from tests.helpers.processes import free_port
+from tests.helpers.tools import needed
 from tests.helpers.waiting import eventually
-
-pytestmark = pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
 
 
 class RedisServer:
     """A Redis of this test's own, without a disk."""
 
     def __init__(self, directory: Path) -> None:
+        self._program = needed("redis-server", "redis-server")
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._directory = directory
         self.start()
 
     def start(self) -> None:
-        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        command = [self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         self._process = subprocess.Popen(command, cwd=self._directory, stdout=subprocess.DEVNULL)
         eventually(self._answers, 30, "redis answers")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import ssl
 import subprocess
@@ -16,13 +15,13 @@ from clickhouse.client import StoreAddress, StoreConnection, StorePool
 from clickhouse.errors import StoreUnavailable
 from clickhouse.insert import insert_samples
 from tests.helpers.store import Store, sample_columns
+from tests.helpers.tools import needed
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A self-signed certificate for 127.0.0.1, and its key."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
+    needed("openssl", "openssl")
     directory = tmp_path_factory.mktemp("tls")
     cert, key = directory / "cert.pem", directory / "key.pem"
     subprocess.run(

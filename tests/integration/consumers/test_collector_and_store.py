@@ -22,8 +22,6 @@ from tests.helpers.collector_fakes import ScriptedSource
 from tests.helpers.deliveries import FakeDelivery, Row, delivery_of, gpu, simple_rows
 from tests.helpers.waiting import eventually
 
-pytest.importorskip("chdb", reason="the embedded store is not installed")
-
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:

@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from producers.publisher import Publisher
 from telemetry import tracing
 from telemetry.batch import NO_TRACE, Batch, BatchDecoder, Device, DictionaryEncoder, encode
-
-sdk = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
-
-from producers.publisher import Publisher  # noqa: E402
-from tests.helpers.processes import ROOT  # noqa: E402
+from tests.helpers.processes import ROOT
 
 
 class Receipt:
@@ -69,7 +67,7 @@ def decoded(payloads: list[bytes]) -> list[Batch]:
 @pytest.fixture
 def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_on")
-    exporter = sdk.InMemorySpanExporter()
+    exporter = InMemorySpanExporter()
     assert tracing.start("test", exporter)
     yield exporter
     tracing.stop()
@@ -115,7 +113,7 @@ def test_open_spans_are_bounded_and_the_oldest_ends_unacknowledged(spans: Any, m
 
 def test_what_is_not_sampled_leaves_no_trace_in_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
-    exporter = sdk.InMemorySpanExporter()
+    exporter = InMemorySpanExporter()
     assert tracing.start("test", exporter)
     try:
         batches = decoded([pack(1, 1)])
