@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import time
@@ -21,14 +20,6 @@ ONCE_BROKEN_OPERATED = [26, 101, 204, 233, 338, 359, 30233, 40544]
 """The same, since there are operators, rot and drop-oldest."""
 FRESH = int(os.environ.get("SEEDS", "0")) or 6
 FRESH_BUDGET_S = 20.0
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> object:
-    """A history logs thousands of disasters that are none."""
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 @pytest.mark.parametrize("seed", ONCE_BROKEN)

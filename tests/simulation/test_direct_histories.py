@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 
 import pytest
@@ -13,13 +12,6 @@ from zmqbroker.client.accepting import Accepting
 
 ONCE_BROKEN = [941, 950, 1125, 1415]
 FRESH = 6
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> object:
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 @pytest.mark.parametrize("seed", ONCE_BROKEN)
