@@ -34,6 +34,9 @@ class Stats(MethodView):
     def get(self) -> Response:
         """Rows `sent` (taken by the broker), `stored`, `rejected` (refused by validation) and `dead` (given up).
 
+        The broker is asked every two seconds, the store at once: while rows stream, `stored` may be a moment ahead of
+        `sent`.
+
         Also the collectors' lag in rows and seconds, rates in rows a second, sizes of the store's tables, and what
         the API's cache saved.
 
