@@ -230,6 +230,25 @@ def test_r27_replay_gives_old_records_to_one_group_and_leaves_its_place(desk: De
         assert other.receive(0.5) is None
 
 
+def test_r27_what_was_settled_around_a_range_that_is_being_delivered_is_replayed(desk: Desk) -> None:
+    with Consumer(desk.url, "t", "g", credit=8, linger_ms=0) as consumer:
+        taken: list[Delivery] = []
+        for first in range(0, 30, 10):
+            desk.publish(10, first=first)
+            while sum(len(delivery.records) for delivery in taken) < first + 10:
+                delivery = consumer.receive(30)
+                assert delivery is not None
+                taken.append(delivery)
+        held = taken.pop(len(taken) // 2)
+        for delivery in taken:
+            consumer.ack(delivery)
+        rows = 10 * (30 - len(held.records))
+        eventually(lambda: desk.json("replay", "t", "--into", "g", "--dry-run")["rows"] == rows, 30, "all but one")
+        assert desk.json("replay", "t", "--into", "g", "--yes")["rows"] == rows
+        again = take(consumer, 30 - len(held.records))
+        assert set(again).isdisjoint(bytes(payload) for payload in held.payloads())
+
+
 def test_a_deleted_group_begins_anew(desk: Desk) -> None:
     desk.publish(5)
     with Consumer(desk.url, "t", "g") as consumer:

@@ -207,17 +207,17 @@ def replay(
     admin: Admin, topic: str, into: str, from_: str, to: str, partition: int | None, rate: int | None, dry_run: bool
 ) -> dict[str, Any]:
     log = admin.log(topic)
-    config, given = admin.core(lambda core: _group_places(admin, core, topic, into))
+    config, settled = admin.core(lambda core: _group_settled(admin, core, topic, into))
     starts, ends = positions(log, from_, admin.now_s), positions(log, to, admin.now_s)
     ranges = []
-    for p, (at, end) in enumerate(zip(starts, ends, strict=True)):
-        # What the group has not been given yet it gets anyway.
-        end = min(end, given[p])
-        while at < end and partition in (None, p):
-            cut = log.cut(p, at, end, min(config.max_rows, rate or config.max_rows), config.max_bytes)
-            if cut.rows or cut.bytes:
-                ranges.append((p, at, cut.last, cut.rows, cut.bytes))
-            at = cut.last + 1
+    for p, spans in enumerate(settled):
+        for first, past in spans if partition in (None, p) else ():
+            at, end = max(first, starts[p]), min(past, ends[p])
+            while at < end:
+                cut = log.cut(p, at, end, min(config.max_rows, rate or config.max_rows), config.max_bytes)
+                if cut.rows or cut.bytes:
+                    ranges.append((p, at, cut.last, cut.rows, cut.bytes))
+                at = cut.last + 1
     told = {"topic": topic, "into": into, "ranges": len(ranges), "rows": sum(r[3] for r in ranges), "dry_run": dry_run}
     if not dry_run:
         step = 1 if rate else max(1, len(ranges))
@@ -228,9 +228,18 @@ def replay(
     return told
 
 
-def _group_places(admin: Admin, core: Core, topic: str, group: str) -> tuple[GroupConfig, list[int]]:
+def _group_settled(admin: Admin, core: Core, topic: str, group: str) -> tuple[GroupConfig, list[list[tuple[int, int]]]]:
+    """By partition the spans [first, past) that the group has settled: what is outstanding or not sealed yet it gets
+    anyway, and a range of other bounds over it would be left out whole."""
     _, found = admin.group(core, topic, group)
-    return found.config, [gp.sealed_next for gp in found.parts]
+    settled = []
+    for gp in found.parts:
+        spans, at = [], 0
+        for held in sorted(gp.outstanding.values(), key=lambda r: r.first):
+            spans.append((at, held.first))
+            at = max(at, held.last + 1)
+        settled.append([*spans, (at, gp.sealed_next)])
+    return found.config, settled
 
 
 def _replay(admin: Admin, topic: str, group: str, ranges: list[tuple[int, int, int, int, int]]) -> None:
