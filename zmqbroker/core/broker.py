@@ -239,7 +239,9 @@ class Core:
         if topic is None:
             return
         topic.disk_bytes = used_bytes
-        if wants_roll and topic.roll_snapshot is None:
+        # While a snapshot is on its way, what the log says is from before it came. A second one would make a segment
+        # that holds nothing but the snapshot.
+        if wants_roll and not any(commit.rolls and not commit.written for commit in topic.commits):
             topic.wants_roll = True
         for part, first in zip(topic.partitions, first_offsets, strict=True):
             if topic.config.overflow == "drop-oldest" and first > part.first_offset and topic.floors() is None:
@@ -302,6 +304,7 @@ class Core:
             return
         commit.ends = [p.next_offset for p in topic.partitions]
         commit.data = topic.appends
+        commit.rolls = topic.roll_snapshot is not None
         self.state.fx.hands.append(Hand(topic.name, commit.id, topic.appends, topic.roll_snapshot))
         topic.commits.append(commit)
         topic.appends = []

@@ -14,6 +14,7 @@ from zmqbroker.core.config import GroupConfig, TopicConfig
 from zmqbroker.core.group import SEALING, Group, GroupPartition, Range
 from zmqbroker.core.partition import Partition
 from zmqbroker.core.session import Session, ranges_of
+from zmqbroker.errors import NewerFormat
 
 if TYPE_CHECKING:
     from zmqbroker.storage.interface import Recovered
@@ -23,6 +24,8 @@ KIND_CONTROL: Final = 2
 KIND_GAP: Final = 4
 DEAD_LETTERS: Final = ".dlq"
 """What the name of a dead-letter topic ends with."""
+_STATE_VERSION: Final = 1
+"""Of the snapshot and of the journal: a new kind of entry is a new version."""
 
 # Journal entries: JSON arrays, the first element says which.
 SEAL: Final = "s"  # group, range id, partition, first, last, rows, bytes
@@ -42,10 +45,12 @@ FORGET: Final = "v"  # session id, seq: its payload failed the CRC after a snaps
 class Commit:
     """A hand-over that is not durable yet: whom to ack and what to deliver when it is."""
 
-    __slots__ = ("acks", "data", "ends", "id", "sealed", "settles", "written")
+    __slots__ = ("acks", "data", "ends", "id", "rolls", "sealed", "settles", "written")
 
     def __init__(self, id: int) -> None:
         self.id = id
+        self.rolls = False
+        """Its hand carries a snapshot."""
         self.acks: dict[int, list[Any]] = {}
         """session id -> [Session, generation, credit bytes to free, ranges of seqs]."""
         self.sealed: list[Range] = []
@@ -163,7 +168,7 @@ class Topic:
     def snapshot(self, sessions: list[Session]) -> bytes:
         """Everything that recovery must know, besides the records themselves."""
         state = {
-            "v": 1,
+            "v": _STATE_VERSION,
             "epoch": self.epoch,
             "next_range_id": self.next_range_id,
             "messages_total": self.messages_total,
@@ -176,10 +181,15 @@ class Topic:
         return json.dumps(state, separators=(",", ":")).encode()
 
     def recover(self, recovered: Recovered, now: float) -> dict[int, Session]:
-        """Rebuild from the log; returns the sessions known to it. Every outstanding range becomes doubtful (R13)."""
+        """Rebuild from the log; returns the sessions known to it. Every outstanding range becomes doubtful (R13).
+
+        Raises :class:`NewerFormat` where a later version wrote the snapshot.
+        """
         sessions: dict[int, Session] = {}
         if recovered.snapshot:
             state = json.loads(recovered.snapshot)
+            if state["v"] > _STATE_VERSION:
+                raise NewerFormat(f"the journal of topic {self.name}", state["v"], _STATE_VERSION)
             self.epoch = state["epoch"]
             self.next_range_id = state["next_range_id"]
             self.messages_total = state["messages_total"]

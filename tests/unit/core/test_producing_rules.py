@@ -114,6 +114,20 @@ def test_r05_session_state_survives_in_the_snapshot_of_a_roll() -> None:
     assert [session.knows(seq) for seq in (1, 2, 3, 4)] == [True, True, True, False]
 
 
+def test_r05_a_roll_takes_one_snapshot_however_often_the_log_asks_meanwhile() -> None:
+    rig = Rig(commits=False)
+    rig.hello()
+    asks = (ev.DISK, "t", 0, [0], False, True)
+    for seq in (1, 2, 3):
+        rig.turn(asks)
+        rig.publish(seq)
+    assert [hand.snapshot is not None for hand in rig.hands] == [True, False, False]
+    rig.commit()
+    rig.turn(asks)
+    rig.publish(4)
+    assert any(hand.snapshot for hand in rig.hands)
+
+
 def test_r05_a_newer_incarnation_fences_the_older() -> None:
     rig = Rig()
     rig.hello(incarnation=1)
