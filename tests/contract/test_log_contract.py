@@ -231,6 +231,13 @@ class TestLogContract:
         assert 0 < first <= 500
         assert offsets_of(log, 0) == list(range(first, 1000))
 
+    def test_what_was_never_written_or_became_a_void_does_not_count_as_dropped(self, log: TopicLog) -> None:
+        log.commit([spoiled(0, 0, payload_for(0, 0)), data(0, 1, payload_for(0, 1)), data(1, 5, payload_for(1, 5))])
+        assert log.stats().first_offsets == [0, 0, 0, 0]
+        log.commit([spoiled(0, 2, payload_for(0, 2))], roll_snapshot=b"s")
+        assert log.drop_before([1 << 60] * 4, 1 << 60).records == 2
+        assert log.stats().first_offsets == [2, 6, 0, 0]
+
     def test_the_active_segment_is_never_dropped(self, log: TopicLog) -> None:
         fill(log, 1000)
         log.drop_before([1 << 60] * 4, 1 << 60)

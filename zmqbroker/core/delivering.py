@@ -253,7 +253,7 @@ class Delivering:
         if not count:
             # Voids and gaps alone: there is nothing to give to anybody (R28).
             member.delivered -= 1
-            range_.lost = range_.last - range_.first + 1
+            range_.lost = self._lost(topic, range_)
             self.settled(topic, group, range_, 0, 0)
             return
         s.counters.deliveries += 1
@@ -280,6 +280,15 @@ class Delivering:
                 ],
             )
         )
+
+    @staticmethod
+    def _lost(topic: Topic, range_: Range) -> int:
+        """How much of a range without records was lost: a void was never accepted, its batch is sent again."""
+        first, last = range_.first, range_.last
+        if topic.partitions[range_.partition].first_offset > first or topic.config.overflow == "drop-oldest":
+            return last - first + 1
+        gaps = [(g[1], g[2]) for g in topic.gaps if g[0] == range_.partition]
+        return sum(max(0, min(last, end) - max(first, begin) + 1) for begin, end in gaps)
 
     def read_done(self, read: Read, records: bytes, payloads: bytes) -> None:
         """What was read to deliver or to split has come."""

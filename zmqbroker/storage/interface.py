@@ -101,7 +101,7 @@ class LogStats(NamedTuple):
     oldest_time_ms: int | None
     """Of the oldest record held."""
     first_offsets: list[int]
-    """Of each partition: the first offset held, or the next one where none is held."""
+    """Of each partition: everything below was dropped. From here on an offset that is missing is a void or a gap."""
     next_offsets: list[int]
     synced_offsets: list[int]
     """Of each partition: everything below is durable and may be read."""
@@ -150,7 +150,7 @@ class TopicLog(ABC):
 
     @abstractmethod
     def recover(self) -> Recovered:
-        """Find out what is there, make it durable, and be ready to commit. Raises :class:`CorruptLog`."""
+        """Find out what is there, make it durable, and be ready to commit. Raises :class:`NewerFormat`."""
 
     @abstractmethod
     def commit(self, appends: Sequence[Append], *, sync: bool = True, roll_snapshot: bytes | None = None) -> Commit:

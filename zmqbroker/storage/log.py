@@ -106,6 +106,7 @@ class DiskLog(TopicLog):
         self._cache = IndexCache(index_cache_bytes)
         self._lock = threading.RLock()
         self._state: tuple[tuple[_Sealed, ...], ActiveSegment] | None = None
+        self._first_offsets = [0] * partitions
         self._gaps: dict[tuple[int, int], Gap] = {}
         self._news: dict[tuple[int, int], Gap] = {}
         """Gaps found since the log was opened that no GAP record tells yet; reads hand them out until one does."""
@@ -131,6 +132,7 @@ class DiskLog(TopicLog):
         for gap in found.gaps:
             self._gaps[gap.partition, gap.first] = gap
         self._state = (sealed, found.active)
+        self._first_offsets = self._padded(found.first_offsets or self._first_held(sealed, found.active))
         return Recovered(
             found.snapshot,
             found.entries,
@@ -138,7 +140,7 @@ class DiskLog(TopicLog):
             found.clean,
             found.gaps,
             found.torn_bytes,
-            self.stats().first_offsets,
+            list(self._first_offsets),
             found.journal_damaged,
         )
 
@@ -301,7 +303,7 @@ class DiskLog(TopicLog):
                 records += segment.summary.records
             if count:
                 self._state = (sealed[count:], active)
-                firsts = self.stats().first_offsets
+                firsts = self._first_offsets = self._padded(sealed[count - 1].summary.next_offsets)
                 for key, gap in list(self._gaps.items()):
                     if gap.partition < len(firsts) and gap.last < firsts[gap.partition]:
                         del self._gaps[key]
@@ -398,28 +400,35 @@ class DiskLog(TopicLog):
         sealed, active = self._opened()
         records, rows, oldest = active.totals()
         times = [t for t in (*(s.summary.oldest_ms for s in sealed), oldest) if t is not None]
-        synced = list(active.synced_offsets)
-        firsts = []
-        for partition in range(self.partitions):
-            parts = (s.summary.partitions.get(partition) for s in sealed)
-            first = next((part.first for part in parts if part is not None), None)
-            if first is None:
-                held = active.columns(partition).offset
-                first = int(held[0]) if len(held) else synced[partition]
-            firsts.append(first)
         return LogStats(
             self._bytes(sealed, active),
             len(sealed) + 1,
             records + sum(s.summary.records for s in sealed),
             rows + sum(s.summary.rows for s in sealed),
             min(times, default=None),
-            firsts,
+            list(self._first_offsets),
             list(active.next_offsets),
-            synced,
+            list(active.synced_offsets),
             len(self._gaps),
             self._full,
             self._stopped is not None,
         )
+
+    def _first_held(self, sealed: tuple[_Sealed, ...], active: ActiveSegment) -> list[int]:
+        """For want of what the oldest file's first record tells: the first record of each partition that is there."""
+        firsts = []
+        for partition in range(self.partitions):
+            parts = (s.summary.partitions.get(partition) for s in sealed)
+            first = next((part.first for part in parts if part is not None), None)
+            if first is None:
+                held = active.columns(partition).offset
+                first = int(held[0]) if len(held) else active.synced_offsets[partition]
+            firsts.append(first)
+        return firsts
+
+    def _padded(self, offsets: Sequence[int]) -> list[int]:
+        """One for each partition: the topic may have had fewer when they were written."""
+        return [*offsets, *[0] * (self.partitions - len(offsets))]
 
     @staticmethod
     def _bytes(sealed: tuple[_Sealed, ...], active: ActiveSegment) -> int:

@@ -51,6 +51,8 @@ class SealedFound(NamedTuple):
 class Opened(NamedTuple):
     sealed: list[SealedFound]
     active: ActiveSegment
+    first_offsets: list[int] | None
+    """Next offsets where the oldest file begins; None where its first record is damaged."""
     snapshot: bytes | None
     entries: Iterator[Entry]
     clean: bool
@@ -75,7 +77,7 @@ class _Active(NamedTuple):
 def open_log(
     filesystem: Filesystem, directory: str, partitions: int, spares: SpareSegments, first_limit: int
 ) -> Opened:
-    """See the module's head. Raises OSError and :class:`DiskFull`."""
+    """See the module's head. Raises OSError, :class:`DiskFull` and :class:`NewerFormat`."""
     return _Opening(filesystem, directory, partitions).run(spares, first_limit)
 
 
@@ -144,7 +146,8 @@ class _Opening:
                 len(gaps), torn_bytes, self._journal_damaged, self._directory,
             )  # fmt: skip
         entries = self._entries(replay)
-        return Opened(sealed, opened, snapshot, entries, clean, gaps, torn_bytes, self._journal_damaged)
+        firsts = self._preamble(sealed[0].head if sealed else opened.head)
+        return Opened(sealed, opened, firsts, snapshot, entries, clean, gaps, torn_bytes, self._journal_damaged)
 
     # -- which file is what
 
@@ -153,28 +156,27 @@ class _Opening:
 
     def _heads(self) -> tuple[list[SegmentHead], int]:
         """Heads of all segment files in order, and the highest number ever seen (-1: none)."""
-        self._filesystem.remove(f"{self._directory}/{PREPARING}")
-        heads: list[SegmentHead] = []
+        found: list[tuple[int, SegmentHead | None, int]] = []
         top = -1
         for name in self._filesystem.list(self._directory):
             stem, _, suffix = name.partition(".")
             if not stem.isdigit() or suffix not in ("log", "bad"):
                 continue
             top = max(top, int(stem))
-            if suffix == "bad":
-                continue
-            path = f"{self._directory}/{name}"
-            with self._filesystem.open(path) as file:
-                head = SegmentHead.decode(file.read(0, PAGE_BYTES))
-                size = file.size()
-            if head is None or head.number != int(stem):
+            if suffix == "log":
+                path = f"{self._directory}/{name}"
+                with self._filesystem.open(path) as file:
+                    found.append((int(stem), SegmentHead.decode(file.read(0, PAGE_BYTES), path), file.size()))
+        # All heads are read: none is of a later version. Only now anything is changed.
+        self._filesystem.remove(f"{self._directory}/{PREPARING}")
+        for number, head, size in found:
+            if head is None or head.number != number:
+                path = f"{self._directory}/{segment_name(number)}"
                 log.error("the head of a segment is damaged; the file is set aside: %s", path)
-                self._filesystem.rename(path, f"{self._directory}/{stem}.bad")
+                self._filesystem.rename(path, path.removesuffix(".log") + ".bad")
                 self._journal_damaged = True
-                self._set_aside.append((int(stem), size))
-            else:
-                heads.append(head)
-        return heads, top
+                self._set_aside.append((number, size))
+        return [head for number, head, _ in found if head is not None and head.number == number], top
 
     def _find_active(self, heads: list[SegmentHead]) -> _Active | None:
         """The last segment with any record. Later ones were prepared and never used: they go."""

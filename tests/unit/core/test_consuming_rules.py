@@ -519,6 +519,21 @@ def _read(rig: Rig) -> object:
     return Read(ev.DELIVER, "t", "g", 999, 0, 3, 4, 1)
 
 
+def test_r28_a_topics_first_record_that_was_damaged_on_its_way_is_lost_to_nobody() -> None:
+    """It was refused and sent again under its own seq; the log holds a void where a dropped record would be missing."""
+    rig = Rig()
+    rig.hello()
+    rig.publish(1, crc=123)
+    stats = rig.logs["t"].stats()
+    rig.turn((ev.DISK, "t", stats.bytes, stats.first_offsets, False, False))
+    rig.subscribe(linger_ms=0)
+    delivery = one(rig.publish(1) + rig.wait(0.5))
+    assert delivery.seqs == [1]
+    rig.settle(delivery)
+    assert (rig.group().lost_messages, rig.topic.lost_messages, rig.notices) == (0, 0, [])
+    assert not of(rig.sent, Type.GAP)
+
+
 def test_r28_an_ephemeral_reader_is_told_of_what_it_missed_and_never_touches_the_journal() -> None:
     rig = Rig()
     rig.hello()
