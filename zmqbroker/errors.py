@@ -13,6 +13,7 @@ BrokerError
      +- LogStopped             an fsync failed: the log is never written again by this process (R11)
      +- DirectoryLocked        another process holds the data directory
      +- CorruptLog             the log's own files contradict each other
+     +- NewerFormat            a file was written by a later version of this software
 ProtocolError                  the other side sent what the protocol does not allow
 """
 
@@ -98,6 +99,19 @@ class DirectoryLocked(Fatal):
 
 class CorruptLog(Fatal):
     """The log's own files contradict each other beyond what recovery may decide."""
+
+
+class NewerFormat(Fatal):
+    """A file has a format that only a later version knows. Nothing that it holds was changed."""
+
+    def __init__(self, path: str, version: int, known: int) -> None:
+        super().__init__(
+            f"{path} has format version {version}, this broker knows {known}: "
+            "start the version that wrote it or a later one, or choose another --data-dir"
+        )
+        self.path = path
+        self.version = version
+        self.known = known
 
 
 class ProtocolError(BrokerError):

@@ -90,7 +90,7 @@ class Operator:
         disk, active = broker.disks[topic], broker.log(topic).active_path
         path = rng.choice([p for p in disk.paths() if p.endswith(".log") and p <= active])
         data = disk.platter(path)
-        head = SegmentHead.decode(data[:PAGE_BYTES])
+        head = SegmentHead.decode(data[:PAGE_BYTES], path)
         if head is None:
             return
         found = scan(data, head.seed, sealed=path < active)

@@ -9,6 +9,9 @@
         40    4 crc             CRC32C of bytes 0..40
       2048      the same again, in another sector: without it no record can be told from stale bytes
 
+In every version to come magic, version and the checksum stay where they are, so that each can tell a newer file from a
+damaged one.
+
 The first record of a segment is a SNAPSHOT, or an OPEN record where the log is new or was rebuilt. The payload of
 both begins with a preamble (:func:`pack_snapshot`): the next offset of every partition, which must outlive the records
 themselves (R10).
@@ -22,6 +25,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from crc32c import crc32c
 
+from zmqbroker.errors import NewerFormat
 from zmqbroker.storage.filesystem import File, Filesystem
 from zmqbroker.storage.index import (
     TRAILER,
@@ -76,14 +80,16 @@ class SegmentHead(NamedTuple):
         return head.ljust(_COPY_AT, b"\0") + head.ljust(PAGE_BYTES - _COPY_AT, b"\0")
 
     @staticmethod
-    def decode(page: bytes) -> SegmentHead | None:
-        """From a file's first page; None where both copies are damaged."""
+    def decode(page: bytes, path: str) -> SegmentHead | None:
+        """From the first page of the file ``path``; None where both copies are damaged. Raises :class:`NewerFormat`."""
         for at in (0, _COPY_AT):
             head = page[at : at + _HEAD.size]
             if len(page) >= at + _HEAD.size + _CRC.size and _CRC.unpack_from(page, at + _HEAD.size)[0] == crc32c(head):
                 magic, version, limit, number, incarnation = _HEAD.unpack(head)
                 if magic == _MAGIC and version == _VERSION:
                     return SegmentHead(number, limit, incarnation)
+                if magic == _MAGIC and version > _VERSION:
+                    raise NewerFormat(path, version, _VERSION)
         return None
 
 

@@ -62,7 +62,8 @@ class TopicStore:
         directory = f"{self.data_dir}/{name}"
         self._filesystem.make_directory(directory)
         log = DiskLog(directory, config.partitions, filesystem=self._filesystem, segment_bytes=config.segment_bytes)
-        self.save(name, config)
+        if self._filesystem.read_file(f"{directory}/{SETTINGS}") is None:
+            self.save(name, config)
         return log
 
     def save(self, name: str, config: TopicConfig) -> None:
