@@ -1,8 +1,9 @@
 """The broker's shell: sockets in, core, effects out.
 
 One loop thread owns the ROUTER socket: it drains what has come (at most 512 messages or 2 ms), calls the core once,
-and runs its effects. The writer thread owns the logs' files, the reader thread reads what is immutable; both answer by
-events through a queue and an eventfd in the same poll. Nothing slow happens in the loop (R29).
+runs its effects, and rests a moment while it is busy (pacing.py). The writer thread owns the logs' files, the reader
+thread reads what is immutable; both answer by events through a queue and an eventfd in the same poll. Nothing slow
+happens in the loop (R29).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from zmqbroker.core.broker import Core
 from zmqbroker.core.config import BrokerConfig, TopicConfig
 from zmqbroker.core.effects import Effects
 from zmqbroker.errors import BrokerError
+from zmqbroker.pacing import Pacing
 from zmqbroker.protocol import HEADER_BYTES, MAGIC, VERSION, Code, Type
 from zmqbroker.reading import LogReader
 from zmqbroker.security import DATA_DOMAIN, ServerKeys
@@ -231,10 +233,12 @@ class Broker:
         poller.register(self._wake_fd, zmq.POLLIN)
         clock = self._clock
         stop_at: float | None = None
+        pacing = Pacing()
         while True:
             now = clock()
             wait_ms = max(0, int((self.core.deadline_s - now) * 1000 + 0.999))
             ready = poller.poll(min(wait_ms, 500))
+            woken = clock()
             events: list[tuple] = []
             for source, _ in ready:
                 if source is router:
@@ -253,7 +257,9 @@ class Broker:
                 self._next_maintain_s = now + _MAINTAIN_S
                 self._maintain()
             self.loops += 1
-            if self.writer.backlog:
+            if rest_s := pacing.rest_s(woken - now, clock() - woken, len(events)):
+                time.sleep(rest_s)
+            elif self.writer.backlog:
                 # What comes now joins the next commit, which waits for the last one anyway: take it in one turn. (The
                 # descriptor is older than any connection, so its number is one that select takes.)
                 select.select([self._wake_fd], [], [], _GATHER_S)
@@ -361,7 +367,11 @@ class Broker:
     def _open_topic(self, name: str, config: TopicConfig) -> tuple:
         """Open or create a topic's log and recover it; the OPENED event. Runs before the loop, or in the reader."""
         log = self._store.open(name, config)
-        recovered = log.recover()
+        try:
+            recovered = log.recover()
+        except BaseException:
+            log.close(b"")
+            raise
         if not recovered.clean:
             _log.warning(
                 "the log had no clean end",
