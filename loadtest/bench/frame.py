@@ -24,7 +24,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 RESULTS: Final = ROOT / "loadtest" / "results"
 SYNCS: Final = 200
 DISK_PROBE_BYTES: Final = 256 << 20
-HELPERS: Final = frozenset({"curves", "fleet_file", "fleet_rows", "frame", "processes", "report"})
+HELPERS: Final = frozenset({"curves", "fleet_agent", "fleet_file", "fleet_rows", "frame", "processes", "report"})
 
 
 @dataclass(frozen=True)
