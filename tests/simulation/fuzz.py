@@ -12,6 +12,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import zmq
@@ -105,8 +106,11 @@ def rss_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-def play(messages: int, seed: int) -> str:
-    """What broke, or "". The broker runs in this process, so that its loop's death is seen at once."""
+def play(messages: int, seed: int, progress: Callable[[int], None] = lambda played: None) -> str:
+    """What broke, or "". The broker runs in this process, so that its loop's death is seen at once.
+
+    ``progress`` is called with the number of messages played, ten times in all.
+    """
     fuzzer = Fuzzer(seed)
     rng = fuzzer.rng
     with tempfile.TemporaryDirectory() as directory:
@@ -142,6 +146,8 @@ def play(messages: int, seed: int) -> str:
                             with contextlib.suppress(zmq.Again):
                                 while True:
                                     s.recv_multipart(zmq.NOBLOCK)
+                    if (i + 1) * 10 // messages > i * 10 // messages:
+                        progress(i + 1)
                     if i % 500 == 499:
                         time.sleep(0.005)  # the broker shares this process's interpreter lock
                         if not broker.alive:
@@ -174,7 +180,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(argv)
     started_s = time.monotonic()
-    broken = play(options.messages, options.seed)
+    broken = play(
+        options.messages, options.seed, lambda n: print(f"{n} messages, {rss_bytes() >> 20} MiB resident", flush=True)
+    )
     print(
         f"seed {options.seed}: {broken or 'fine'}; {options.messages} messages, "
         f"{rss_bytes() >> 20} MiB resident, {time.monotonic() - started_s:.1f} s"
