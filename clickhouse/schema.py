@@ -4,6 +4,7 @@
     devices   what a GPU's key and a label set's key stand for; a row is written again whenever it is met
     rejects   rows that were refused, with the reason and where they came from
     boot      a dictionary of one row: an id that changes with every start of the server (R12)
+    boots     starts of the server after which nobody has to look for lost rows any more (R16)
 
     samples_1m, samples_1h   rollups of samples; gpu_seen, xid_events   what outlives the raw rows of a GPU
 

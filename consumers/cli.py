@@ -7,10 +7,11 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from clickhouse.client import DEFAULT_DATABASE, DEFAULT_URL, StoreAddress
+from clickhouse.client import DEFAULT_DATABASE, DEFAULT_URL, StoreAddress, StoreConnection
 from consumers import archive_cli
 from consumers.cli_options import BROKER, RULES, broker_check, rules_of
 from consumers.collector import Collector, CollectorSettings
+from consumers.recovery import Recovery
 from consumers.source import BrokerSource
 from consumers.stats import Stats
 from consumers.store import KnownLabels, open_session
@@ -30,6 +31,7 @@ from telemetry.options import (
 )
 from telemetry.service import Check, Service
 from zmqbroker.client import Consumer, DirectConsumer
+from zmqbroker.client.operating import replay
 from zmqbroker.client.options import keys_from, listening_keys
 from zmqbroker.errors import BrokerError
 
@@ -44,6 +46,10 @@ def lease_seconds(text: str) -> float:
     if seconds < LEASE_S_MIN:
         raise ValueError(f"is below {LEASE_S_MIN:g} s")
     return seconds
+
+
+def url_or_off(text: str) -> str:
+    return text if text == "off" else url(text)
 
 
 STORE = (
@@ -63,6 +69,14 @@ COLLECT = (
     Option("max-rows", "rows of a delivery, of one INSERT; all members say the same", 250_000, positive_int, "rows"),
     Option("max-bytes", "bytes of a delivery; all members say the same", 32 << 20, size_bytes, "bytes"),
     Option("ack-timeout", "silence after which the broker gives our ranges to another", 30.0, lease_seconds, "seconds"),
+    Option(
+        "broker-admin",
+        "broker's admin address, asked to deliver the last minutes once more after an unclean start of the store; "
+        "off: nobody is asked",
+        "tcp://127.0.0.1:5556",
+        url_or_off,
+        env="ZMQBROKER_ADMIN_URL",
+    ),
     Option("linger", "longest wait for a delivery to fill; all members say the same", 0.1, duration_seconds, "seconds"),
 )
 
@@ -180,6 +194,7 @@ def collect(args: argparse.Namespace, address: StoreAddress, service: Service) -
     )
     tracing.start(service.name)
     collector.start()
+    follow_up(args, address, service)
     try:
         while not service.stopping.wait(0.5) and source.error is None and collector.alive:
             pass
@@ -192,6 +207,21 @@ def collect(args: argparse.Namespace, address: StoreAddress, service: Service) -
     service.log.info("stopped", extra={"drained": drained, **figures(stats)})
     if not service.stopping.is_set():
         raise SystemExit("a worker ended by itself: this is a defect; its log line above says where")
+
+
+def follow_up(args: argparse.Namespace, address: StoreAddress, service: Service) -> None:
+    """Look after unclean starts of the store until the service ends, where there is a broker to ask (R16)."""
+    if args.bind or args.broker_admin == "off":
+        return
+    keys = keys_from(args)
+    recovery = Recovery(
+        lambda: StoreConnection(address),
+        lambda since_s: replay(args.broker_admin, args.topic, args.group, since_s, keys=keys),
+        stopping=service.stopping,
+        log=service.log,
+    )
+    service.check("recovery", recovery.check)
+    recovery.start()
 
 
 def figures(stats: Stats) -> dict[str, object]:

@@ -20,6 +20,10 @@ settings.register_profile("ci", settings.get_profile("default"), max_examples=20
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
+# No collector of a test asks the broker that may run on the default port of this machine for anything.
+os.environ.setdefault("COLLECTOR_BROKER_ADMIN", "off")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """In CI a test of real processes that fails gets one second chance, and the summary names it (RERUN).
 

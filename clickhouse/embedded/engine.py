@@ -80,7 +80,11 @@ class Ticket:
 
 
 class DataDirectory:
-    """The directory, held by one process at a time. Raises :class:`UsageError` where it cannot be."""
+    """The directory, held by one process at a time. Raises :class:`UsageError` where it cannot be.
+
+    ``ended_well``: whether the process before this one ended in good order; of a new directory it is true. A file says
+    so, and it is gone for good before anything is written.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -97,6 +101,10 @@ class DataDirectory:
             raise UsageError(
                 f"--data-dir {path}: held by process {holder}; stop that one or choose another directory"
             ) from None
+        self._good_order = self.path / "ended-in-good-order"
+        self.ended_well = self._good_order.exists() or not (self.path / "store").exists()
+        self._good_order.unlink(missing_ok=True)
+        sync_directory(self.path)
         # The number is for whoever is refused; a disk that is full just now is no reason not to start.
         with suppress(OSError):
             os.ftruncate(self._lock, 0)
@@ -107,10 +115,24 @@ class DataDirectory:
         path.mkdir(exist_ok=True)
         return path
 
+    def ends_well(self) -> None:
+        """The engine has shut down in good order."""
+        with suppress(OSError):
+            self._good_order.touch()
+
     def release(self) -> None:
         with suppress(OSError):
             os.ftruncate(self._lock, 0)
             os.close(self._lock)
+
+
+def sync_directory(path: Path) -> None:
+    """Make durable which names stand in a directory."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class Handle:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clickhouse.client import StoreAddress, StorePool
+from tests.chaos import journal
 from tests.chaos.disk import SmallDisk
 from tests.helpers.processes import ROOT, free_port, get_json
 from tests.helpers.waiting import eventually
@@ -127,6 +128,7 @@ class Pipeline:
             made = {name: SmallDisk(directory / name, sizes[name]) for name in wanted}
             self.disks = {name: disk for name, disk in made.items() if disk.mounted}
         store_port, broker_port, admin_port, self._http_port = (free_port() for _ in range(4))
+        admin_url = f"tcp://127.0.0.1:{admin_port}"
         self.store_url = f"http://127.0.0.1:{store_port}"
         self.broker_url = f"tcp://127.0.0.1:{broker_port}"
         self.store = self._program(
@@ -135,12 +137,12 @@ class Pipeline:
         )  # fmt: skip
         self.broker = self._program(
             "broker", "zmqbroker.cli", "serve", "--data-dir", f"{directory}/broker/data", "--bind", self.broker_url,
-            "--admin-bind", f"tcp://127.0.0.1:{admin_port}", "--http", f"127.0.0.1:{self._http_port}", *broker_options,
+            "--admin-bind", admin_url, "--http", f"127.0.0.1:{self._http_port}", *broker_options,
         )  # fmt: skip
         self.collectors = [
             self._program(
                 f"collector-{n}", "consumers.cli", "--connect", self.broker_url, "--clickhouse", self.store_url,
-                "--http", "127.0.0.1:0", *collector_options,
+                "--broker-admin", admin_url, "--http", "127.0.0.1:0", *collector_options,
             )
             for n in range(1, collectors + 1)
         ]  # fmt: skip
@@ -164,6 +166,20 @@ class Pipeline:
         """All at once: each waits for what it needs."""
         for program in self.programs:
             program.start()
+
+    def feed(self, rows: int, timeout: float) -> None:
+        """So many rows more, as fast as they are taken, by a feeder of their own; into the same journal."""
+        told = journal.read(self.journal).acked_rows
+        feeder = self._program(
+            "feeder-2", "tests.chaos.feeder", "--connect", self.broker_url, "--journal", str(self.journal),
+            "--rows", str(told + rows), "--rate", "1e9",
+        )  # fmt: skip
+        feeder.start()
+        try:
+            assert feeder.popen is not None
+            assert feeder.popen.wait(timeout) == 0, feeder.tail()
+        finally:
+            feeder.kill()
 
     def broker_stats(self) -> dict:
         return get_json(f"http://127.0.0.1:{self._http_port}/stats")

@@ -33,8 +33,9 @@ from tests.helpers.kustomize import (
 )
 
 CRDS = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).parent / "crds").glob("*.json")}
-SHARED = {"LOG_LEVEL", "LOG_FORMAT", "ZMQBROKER_URL", "ZMQBROKER_HTTP_URL", "CLICKHOUSE_URL", "CLICKHOUSE_USER",
-          "CLICKHOUSE_DATABASE", "CLICKHOUSE_CA_FILE", "ZMQBROKER_CLIENT_KEY", "ZMQBROKER_SERVER_KEY"}  # fmt: skip
+SHARED = {"LOG_LEVEL", "LOG_FORMAT", "ZMQBROKER_URL", "ZMQBROKER_ADMIN_URL", "ZMQBROKER_HTTP_URL", "CLICKHOUSE_URL",
+          "CLICKHOUSE_USER", "CLICKHOUSE_DATABASE", "CLICKHOUSE_CA_FILE", "ZMQBROKER_CLIENT_KEY",
+          "ZMQBROKER_SERVER_KEY"}  # fmt: skip
 
 
 def validate(documents: list[dict[str, Any]]) -> None:

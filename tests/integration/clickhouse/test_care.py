@@ -229,8 +229,8 @@ def test_r18_every_statement_of_the_clusters_flavour_is_parsed_by_the_engine(con
         formatted = str(conn.scalar("SELECT formatQuery({sql:String})", {"sql": statement}))
         assert "ON CLUSTER" in formatted, statement
     text = "\n".join(statements)
-    assert text.count("Distributed('fleet'") == 8
-    for table in ("samples", "devices", "rejects", "samples_1m", "samples_1h", "gpu_seen", "xid_events"):
+    assert text.count("Distributed('fleet'") == 9
+    for table in ("samples", "devices", "rejects", "samples_1m", "samples_1h", "gpu_seen", "xid_events", "boots"):
         assert f"/clickhouse/tables/{{shard}}/telemetry/{table}'" in text
         assert f"CREATE TABLE IF NOT EXISTS telemetry_all.{table} ON CLUSTER" in text
     assert "replicated_deduplication_window = 20000" in text
