@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -22,9 +23,14 @@ class SmallDisk:
     def _filler(self) -> Path:
         return self.path / "filler"
 
-    def fill(self) -> None:
-        """Take every byte that is left."""
+    def fill(self, but: int = 0) -> None:
+        """Take every byte that is left; ``but``: leave so many bytes."""
         if not self.mounted:
+            return
+        if but:
+            found = os.statvfs(self.path)
+            with self._filler.open("ab") as out:
+                os.posix_fallocate(out.fileno(), 0, found.f_bavail * found.f_frsize - but)
             return
         with self._filler.open("ab", buffering=0) as out:
             for size in (1 << 20, 4096):

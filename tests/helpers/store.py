@@ -28,14 +28,18 @@ class Store:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> Store:
+        self.launch().wait_ready()
+        return self
+
+    def launch(self) -> RunningProcess:
+        """Start it without waiting for it."""
         self.process = RunningProcess(
             "clickhouse.cli",
             ["serve", "--data-dir", str(self.directory / "data"), "--http", f"127.0.0.1:{self.port}", *self.options],
             self.directory / f"run-{time.time_ns()}",
             name="store",
         )
-        self.process.wait_ready()
-        return self
+        return self.process
 
     def stop(self) -> int:
         assert self.process is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,17 +20,24 @@ from tests.integration.clickhouse.rejects import reject_columns
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path):
+def idle(tmp_path: Path) -> Iterator[tuple[Store, SmallDisk]]:
+    """A store that was never started, and its disk."""
     disk = SmallDisk(tmp_path / "data", 200)
     if not disk.mounted:
         pytest.skip("mounting a small disk needs more rights")
     store = Store(tmp_path)
     try:
-        yield store.start(), disk
+        yield store, disk
     finally:
         if store.process is not None:
             store.process.kill()
         disk.remove()
+
+
+@pytest.fixture
+def small_disk(idle: tuple[Store, SmallDisk]) -> tuple[Store, SmallDisk]:
+    store, disk = idle
+    return store.start(), disk
 
 
 class Writers:
@@ -113,4 +121,18 @@ def test_a_nearly_full_disk_is_told_and_goes_away(small_disk: tuple[Store, Small
         assert conn.scalar("SELECT count() FROM telemetry.samples") == 0
         disk.empty()
         insert_samples(conn, sample_columns(10), token="full")
+        assert conn.scalar("SELECT count() FROM telemetry.samples") == 10
+
+
+@pytest.mark.timeout(120)
+def test_a_start_on_a_nearly_full_disk_waits_with_its_schema_instead_of_ending(idle: tuple[Store, SmallDisk]):
+    """The guard refuses the first insert of all, the migration's own; whoever supervises would restart it for ever."""
+    store, disk = idle
+    disk.fill(but=32 << 20)
+    process = store.launch()
+    process.wait_for_line("the schema waits for space on the disk", 60)
+    disk.empty()
+    process.wait_ready(60)
+    with store.connect() as conn:
+        insert_samples(conn, sample_columns(10), token="space")
         assert conn.scalar("SELECT count() FROM telemetry.samples") == 10
