@@ -57,17 +57,17 @@ def _percent_of_a_core(settings: Settings, pairs: int, seconds: float) -> float:
 
 
 def _connect(go: Callable[[], None], url: str, pairs: int, seconds: float) -> None:
-    """Connect and stay: each producer has published once, each consumer has credit."""
+    """Connect and stay: every producer has published, every consumer is a member of the group and has credit."""
     producers = [Producer(url, "idle") for _ in range(pairs)]
-    consumers = [Consumer(url, "idle", f"group-{i}") for i in range(pairs)]
+    consumers = [Consumer(url, "idle", "collectors") for _ in range(pairs)]
     for producer in producers:
         producer.publish(b"hello", rows=1)
         if not producer.flush(30):
             raise RuntimeError("the broker did not answer")
-    for consumer in consumers:
-        delivery = consumer.receive(30)
-        if delivery is None:
-            raise RuntimeError("a consumer was given nothing")
-        consumer.ack(delivery)
+    deadline = time.monotonic() + 30
+    while not all(consumer.connected for consumer in consumers):
+        if time.monotonic() > deadline:
+            raise RuntimeError("not every consumer was taken")
+        time.sleep(0.05)
     go()
     time.sleep(seconds)

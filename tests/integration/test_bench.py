@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import random
+import select
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+from crc32c import crc32c
+
 from loadtest.bench import curves, report
+from loadtest.bench.fleet import dealt_at_random
+from loadtest.bench.fleet_agent import Agent
 from loadtest.bench.frame import Figure, compare, machine, modules
 from tests.helpers.processes import ROOT
+from zmqbroker.testing import running_broker, topic_stats
 
 
 def bench(*args: str) -> subprocess.CompletedProcess[str]:
@@ -29,6 +37,33 @@ def test_relay_prints_one_json_line_a_figure_with_its_baseline_beside_it(tmp_pat
         assert figure["baseline_value"] > 0
         assert figure["ratio"] > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_agent_of_the_fleet_is_acknowledged_over_a_connection_without_a_zeromq_socket(tmp_path: Path) -> None:
+    payload = b"x" * 1000  # more than fits a short frame
+    with running_broker(tmp_path) as broker:
+        agent = Agent(broker.endpoints[0], random.Random(1), time.monotonic())
+        poll = select.poll()
+        poll.register(agent.fileno, select.POLLIN)
+        try:
+            deadline = time.monotonic() + 30
+            published = False
+            while not agent.acks_s and time.monotonic() < deadline:
+                if poll.poll(100):
+                    agent.take(time.monotonic())
+                if agent.conversation.connected and not published:
+                    published = True
+                    agent.publish(payload, 7, crc32c(payload), time.monotonic())
+            assert len(agent.acks_s) == 1
+            assert topic_stats(broker, "fleet")["rows"] == 7
+        finally:
+            agent.close()
+
+
+def test_the_slowest_agent_by_chance_has_waits_that_somebody_had() -> None:
+    dealt = dealt_at_random([[0.001, 0.002, 0.003], [0.004]])
+    assert len(dealt) == 2
+    assert set(dealt) <= {1.0, 2.0, 3.0, 4.0}
 
 
 def test_every_benchmark_says_what_it_measures_in_its_first_line() -> None:
