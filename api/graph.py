@@ -35,9 +35,9 @@ from api.errors import Problem
 from api.resources.gpus import detail
 from api.resources.hosts import by_host
 from api.resources.hosts import document as host_document
-from api.resources.series import chosen_step_ms
+from api.resources.series import chosen_step_ms, point_documents
 from api.resources.telemetry import documents
-from api.times import format_ms, parse_duration_ms, parse_time_ms
+from api.times import parse_duration_ms, parse_time_ms
 from clickhouse.queries import samples, series
 from clickhouse.queries.samples import Filter
 from telemetry.catalogue import CATALOGUE, canonical
@@ -315,8 +315,6 @@ class _Gpu:
         if step_ms < 1 or (end - start) // step_ms > 11_000:
             raise ValueError("more than 11,000 points: use a larger step")
         wanted = Filter((self._gpu.key,), (canonical(metric_name)[0],), start, end)
-        points = series.stepped(context.store(), wanted, step_ms=step_ms, agg=agg, settings=context.query_limits())
-        return [
-            {"timestamp": format_ms(point.ts_ms), "value": point.value, "min": point.low, "max": point.high}
-            for point in points
-        ]
+        return point_documents(
+            series.stepped(context.store(), wanted, step_ms=step_ms, agg=agg, settings=context.query_limits())
+        )

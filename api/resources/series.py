@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any, Final
 
 import numpy as np
@@ -20,7 +19,6 @@ from api.schemas import SeriesSchema
 from api.times import format_many, format_ms
 from clickhouse.queries import series as questions
 from clickhouse.queries.samples import Filter
-from clickhouse.queries.series import Point
 from clickhouse.schema import RETENTION_DAYS
 from telemetry.catalogue import CATALOGUE
 
@@ -84,10 +82,8 @@ class GpuSeries(MethodView):
             raise Problem(422, "start_time is after end_time")
         wanted = Filter((gpu.key,), metric_names(query), start_ms, end_ms)
         step_ms, resolution, points = answer(wanted, query)
-        by_metric: dict[str, list[Point]] = {name: [] for name in wanted.metrics}
-        for point in points:
-            by_metric[point.metric].append(point)
-        warnings = [f"no samples of {name} in this range" for name, found in by_metric.items() if not found]
+        by_metric = {name: points[points["metric"] == place] for place, name in enumerate(wanted.metrics)}
+        warnings = [f"no samples of {name} in this range" for name, found in by_metric.items() if not len(found)]
         response = jsonify(
             gpu_id=gpu_id,
             start_time=format_ms(start_ms),
@@ -103,8 +99,8 @@ class GpuSeries(MethodView):
         return response
 
 
-def answer(wanted: Filter, query: dict[str, Any]) -> tuple[int, str, list[Point]]:
-    """(step in ms, resolution, points): what to show for this range."""
+def answer(wanted: Filter, query: dict[str, Any]) -> tuple[int, str, np.ndarray]:
+    """(step in ms, resolution, POINTs): what to show for this range."""
     store, limits = context.store(), context.query_limits(wanted)
     range_ms = (wanted.end_ms or 0) - (wanted.start_ms or 0)
     step_ms = query.get("step")
@@ -130,25 +126,28 @@ def answer(wanted: Filter, query: dict[str, Any]) -> tuple[int, str, list[Point]
         points = questions.rolled(store, wanted, resolution=resolution, **options)
     if asked or query["agg"] not in ("avg", "last", "min", "max") or query["resolution"] not in ("auto", "raw"):
         return step_ms, resolution, points
-    samples = Counter[str]()
-    for point in points:
-        samples[point.metric] += point.samples
-    if max(samples.values(), default=0) > query["max_points"] or (_before_raw(wanted) and points):
+    samples = np.bincount(points["metric"], points["samples"], minlength=1)
+    if samples.max() > query["max_points"] or (_before_raw(wanted) and len(points)):
         return step_ms, resolution, points
     # So few that each can be shown: single samples say the same under each of these aggregates, and more.
     limit = query["max_points"] * len(wanted.metrics)
     return 0, "raw", questions.single(store, wanted, limit=limit, settings=limits)
 
 
-def _series(name: str, points: list[Point]) -> dict[str, Any]:
+def _series(name: str, points: np.ndarray) -> dict[str, Any]:
     metric = CATALOGUE.get(name)
-    times = format_many(np.array([point.ts_ms for point in points], dtype=np.int64))
     return {
         "metric_name": name,
         "unit": metric.unit if metric else "",
         "kind": metric.kind if metric else "gauge",
-        "points": [
-            {"timestamp": timestamp, "value": point.value, "min": point.low, "max": point.high}
-            for timestamp, point in zip(times, points, strict=True)
-        ],
+        "points": point_documents(points),
     }
+
+
+def point_documents(points: np.ndarray) -> list[dict[str, Any]]:
+    """POINTs as the API tells them."""
+    columns = (points[name].tolist() for name in ("value", "low", "high"))
+    return [
+        {"timestamp": timestamp, "value": value, "min": low, "max": high}
+        for timestamp, value, low, high in zip(format_many(points["t"]), *columns, strict=True)
+    ]

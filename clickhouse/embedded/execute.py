@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from clickhouse.embedded import codecs, formats
-from clickhouse.embedded.engine import Engine, EngineError, Handle, Ticket, quoted_name
+from clickhouse.embedded.engine import Engine, EngineError, Handle, Ticket, quoted, quoted_name
 from clickhouse.embedded.ready import ReadyHandles
 from clickhouse.embedded.request import Request
 from clickhouse.embedded.response import Response
@@ -49,7 +49,7 @@ class Executor:
         if statement.verb == "KILL":
             # Before the engine's own KILL ... SYNC, which waits for what is shown of an insert that is still coming.
             killed = self._engine.kill_announced((literals(statement.sql) | set(request.bound.values())) - {query_id})
-        with self._prepared(request, statement, user, query_id) as handle:
+        with self._prepared(request, statement, user, query_id) as (handle, statement):
             if statement.data is not None:
                 rows = _insert(handle, request, statement, response)
                 self._space.confirm(began)
@@ -69,7 +69,7 @@ class Executor:
         if statement is None or statement.data is None or request.params.get("session_id"):
             yield
             return
-        with self._prepared(request, statement, user, query_id) as handle:
+        with self._prepared(request, statement, user, query_id) as (handle, _):
             end = handle.announce_insert(statement.sql, statement.format)
             try:
                 yield
@@ -88,8 +88,13 @@ class Executor:
             yield handle
 
     @contextmanager
-    def _prepared(self, request: Request, statement: Statement, user: User, query_id: str) -> Iterator[Handle]:
-        """A handle with database and settings of this request; a session gets its own back afterwards."""
+    def _prepared(
+        self, request: Request, statement: Statement, user: User, query_id: str
+    ) -> Iterator[tuple[Handle, Statement]]:
+        """A handle with database and settings of this request, and the statement as it is to be run on it.
+
+        A session gets its own settings back afterwards.
+        """
         in_session = bool(request.params.get("session_id"))
         database = request.params.get("database") or request.headers.get("X-ClickHouse-Database", "")
         settings = self._bounds(request, statement)
@@ -98,8 +103,13 @@ class Executor:
         if statement.streams and not in_session and not strictly and not request.external:
             kind = (database, reads, tuple(sorted(settings.items())))
             with self._ready.use(kind, lambda handle: _prepare(handle, settings, database, reads)) as handle:
-                handle.set({"log_comment": query_id})
-                yield handle
+                if statement.takes_settings:
+                    # Within the question: a statement of its own costs half a millisecond.
+                    comment = f"{statement.sql} SETTINGS log_comment = {quoted(query_id)}"
+                    yield handle, statement._replace(sql=comment)
+                else:
+                    handle.set({"log_comment": query_id})
+                    yield handle, statement
             return
         settings["log_comment"] = query_id
         with self._handle(request, user) as handle:
@@ -114,7 +124,7 @@ class Executor:
             if strictly:
                 handle.set({"readonly": "1"})
             try:
-                yield handle
+                yield handle, statement
             finally:
                 if before:
                     handle.set(before)
@@ -135,6 +145,9 @@ class Executor:
         allowed = limits.query_memory_bytes
         settings["max_memory_usage"] = str(min(memory, allowed) if memory > 0 else allowed)
         settings.setdefault("max_threads", str(limits.threads))
+        if settings["max_threads"] == "1":
+            # Three threads are started to format what one was asked to read: half a millisecond.
+            settings.setdefault("output_format_parallel_formatting", "0")
         return settings
 
     def _values(self, handle: Handle, settings: dict[str, str]) -> dict[str, str]:
@@ -183,7 +196,9 @@ def _select(handle: Handle, request: Request, statement: Statement, response: Re
             response.headers["Content-Encoding"] = response.coding
     if request.switch("send_progress_in_http_headers"):
         response.progress_interval_s = float(request.params.get("http_headers_progress_interval_ms") or 100) / 1000
-        handle.on_progress(response.progress)
+        # The engine stops for each of these calls: none for a question that is over before the first is due.
+        if response.progress_interval_s < float(request.settings.get("max_execution_time") or _SECONDS_MAX):
+            handle.on_progress(response.progress)
     if statement.streams and formats.streams(name) and not statement.with_totals and not request.switch("extremes"):
         response.headers["X-ClickHouse-Exception-Tag"] = response.exception_tag
         if _stream(handle, request, sql, name, response):

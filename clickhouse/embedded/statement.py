@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 _TOKEN: Final = re.compile(
@@ -24,6 +25,8 @@ _TOKEN: Final = re.compile(
 INSERT: Final = "INSERT"
 _TABLE_ANSWERS: Final = frozenset({"SELECT", "WITH", "FROM", "(", "VALUES"})
 _OWN_STATE: Final = frozenset({"SET", "USE"})
+_REMEMBERED_BYTES_MAX: Final = 4096
+"""Statements up to this length are cut once: clients ask the same text again and again, with other parameters."""
 
 
 class StatementError(Exception):
@@ -60,6 +63,8 @@ class Statement(NamedTuple):
     with_totals: bool = False
     settings: str = ""
     """INSERT with data: its SETTINGS clause, which stands behind ``sql``."""
+    takes_settings: bool = False
+    """Whether a SETTINGS clause may be put behind ``sql``: a SELECT that surely has none."""
 
     @property
     def streams(self) -> bool:
@@ -91,6 +96,10 @@ def tokens(sql: bytes, at: int = 0) -> Iterator[Token]:
 
 def cut(body: bytes) -> Statement:
     """Cut one request's text. Raises :class:`StatementError` for several statements or access to the server's files."""
+    return _remembered(body) if len(body) <= _REMEMBERED_BYTES_MAX else _cut(body)
+
+
+def _cut(body: bytes) -> Statement:
     seen: list[Token] = []
     stream = tokens(body)
     for token in stream:
@@ -115,7 +124,11 @@ def cut(body: bytes) -> Statement:
         format=_format_clause(words),
         data=None,
         with_totals=any(token.keyword == "TOTALS" for token in words),
+        takes_settings=verb in ("SELECT", "WITH") and not any(token.keyword == "SETTINGS" for token in words),
     )
+
+
+_remembered = lru_cache(maxsize=256)(_cut)
 
 
 def _cut_insert(body: bytes, first: Token, stream: Iterator[Token]) -> Statement:

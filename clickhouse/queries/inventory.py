@@ -18,6 +18,12 @@ class ArrowReader(Reader, Protocol):
     def query_arrow(self, sql: str, params: Any = None, settings: Any = None) -> Any: ...
 
 
+class NumbersReader(Reader, Protocol):
+    """And what series need."""
+
+    def query_numbers(self, sql: str, params: Any, settings: Any, row: Any) -> Any: ...
+
+
 class CountingReader(Reader, Protocol):
     """And what pages with a total need."""
 

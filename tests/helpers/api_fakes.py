@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from api.errors import BrokerAway
@@ -44,6 +45,9 @@ class RecordingStore:
     def query_counted(self, sql: str, params: Any = None, settings: Any = None) -> tuple[list[Any], int]:
         rows = self.query(sql, params, settings)
         return rows, len(rows)
+
+    def query_numbers(self, sql: str, params: Any, settings: Any, row: np.dtype) -> np.ndarray:
+        return np.array(self.query(sql, params, settings), dtype=row)
 
     def query_arrow(self, sql: str, params: Any = None, settings: Any = None) -> pa.Table:
         """Only ever without rows."""

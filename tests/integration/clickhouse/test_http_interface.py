@@ -86,6 +86,23 @@ def test_settings_in_the_url_hold_for_that_request_only(store: Store) -> None:
     assert text(store, "SELECT getSetting('max_block_size')") != "123\n"
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT getSetting('log_comment')",
+        "SELECT getSetting('log_comment') FORMAT CSV",
+        "WITH 1 AS x SELECT getSetting('log_comment') WHERE x UNION ALL SELECT 'x' WHERE 0",
+        "SELECT getSetting('log_comment') UNION ALL (SELECT 'x' WHERE 0) FORMAT TSVRaw",
+        "SELECT getSetting('log_comment') SETTINGS max_threads = 1",
+        "(SELECT getSetting('log_comment'))",
+        "SELECT getSetting('log_comment') -- and so on",
+    ],
+)
+def test_every_question_runs_under_its_own_id(store: Store, sql: str) -> None:
+    """By it a KILL finds the question."""
+    assert text(store, sql, query_id="it's mine").replace("\\", "").strip('"\n') == "it's mine"
+
+
 def test_a_question_like_the_one_before_takes_over_nothing_of_it(store: Store) -> None:
     """They may share a handle: neither values, nor ids, nor a failure may come along."""
     for value in ("1", "2"):

@@ -47,6 +47,21 @@ def test_an_insert_from_a_select_has_no_data(text: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "takes"),
+    [
+        (b"SELECT 1", True),
+        (b"WITH 1 AS x SELECT x FORMAT CSV", True),
+        (b"SELECT 1 SETTINGS max_threads = 1", False),
+        (b"SELECT settings FROM t", False),
+        (b"(SELECT 1)", False),
+        (b"SHOW TABLES", False),
+    ],
+)
+def test_settings_are_put_behind_a_question_that_surely_has_none(text: bytes, takes: bool) -> None:
+    assert cut(text).takes_settings is takes
+
+
+@pytest.mark.parametrize(
     ("text", "name"),
     [
         (b"SELECT 1 FORMAT JSON", "JSON"),
