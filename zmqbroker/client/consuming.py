@@ -15,6 +15,8 @@ from zmqbroker.errors import BrokerError, Refused
 from zmqbroker.protocol import FATAL_FROM, RECORD, Code, Flag, Header, Type
 
 _HEARTBEAT_S: Final = 1.0
+_HEARTBEAT_IDLE_S: Final = 2.0
+"""Of who holds nothing, and has no lease to keep: well within the silence that ends a conversation."""
 _BUSY_RETRY_S: Final = 1.0
 
 
@@ -214,7 +216,7 @@ class ConsumerConversation:
         if not self._closing and self._credit_total != self._told_credit:
             self._told_credit = self._credit_total
             out.append([protocol.pack(Type.CREDIT, generation, a=self.member, b=self._told_credit)])
-        if now - self._last_beat_s >= _HEARTBEAT_S:
+        if now - self._last_beat_s >= self._heartbeat_s:
             self._last_beat_s = now
             out.append([protocol.pack(Type.HEARTBEAT, generation, c=_stamp(now))])
         if self._closing and not self._bye_said:
@@ -302,7 +304,11 @@ class ConsumerConversation:
     def due_in(self, now: float) -> float:
         if not self.opening.accepted:
             return self.opening.due_in(now)
-        return max(0.0, self._last_beat_s + _HEARTBEAT_S - now)
+        return max(0.0, self._last_beat_s + self._heartbeat_s - now)
+
+    @property
+    def _heartbeat_s(self) -> float:
+        return _HEARTBEAT_S if self.holding else _HEARTBEAT_IDLE_S
 
     def stale(self, now: float) -> bool:
         if now - self._last_heard_s > SILENCE_S:
