@@ -20,7 +20,7 @@ from telemetry.health import Check
 from telemetry.options import UsageError
 from telemetry.service import Service
 from zmqbroker.client.options import keys_from
-from zmqbroker.errors import DirectoryLocked
+from zmqbroker.errors import DirectoryLocked, NewerFormat
 
 
 class LiveSource(Protocol):
@@ -111,7 +111,7 @@ def open_spool(args: argparse.Namespace) -> Spool | None:
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         return Spool(directory, args.spool)
-    except DirectoryLocked as e:
+    except (DirectoryLocked, NewerFormat) as e:
         raise UsageError(f"--state-dir: {e}") from None
     except OSError as e:
         raise UsageError(f"--state-dir: {directory} cannot be used: {e.strerror or e}") from None

@@ -106,8 +106,8 @@ class NewerFormat(Fatal):
 
     def __init__(self, path: str, version: int, known: int) -> None:
         super().__init__(
-            f"{path} has format version {version}, this broker knows {known}: "
-            "start the version that wrote it or a later one, or choose another --data-dir"
+            f"{path} has format version {version}, this software knows {known}: "
+            "start the version that wrote it or a later one, or choose another directory"
         )
         self.path = path
         self.version = version

@@ -48,7 +48,7 @@ def test_r10_a_broker_refuses_a_log_of_a_newer_format_and_leaves_it_as_it_is(tmp
         pass
     done = use("zmqbroker.cli", ["serve", "--data-dir", str(tmp_path), "--bind", "tcp://127.0.0.1:*"])
 
-    assert_refused("broker", done, str(segment), "format version 7", "this broker knows 1", "--data-dir")
+    assert_refused("broker", done, str(segment), "format version 7", "this software knows 1", "another directory")
     assert contents(tmp_path) == before
 
     set_version(segment, 1)  # the version that can read it is started again
