@@ -1,5 +1,5 @@
 """``python -m tests.chaos``: the long form. Environment: SEED, FAULTS=200, ROWS=1000000, RATE=50000, COLLECTORS=2.
-``FILL=broker,store`` also fills the disk of the store (default: the broker's alone).
+``FILL=store`` fills only the disk of the store (default: ``broker,store``). BROKERLESS=1: without a broker.
 
 Ends with 0 where every row is accounted for; else it prints the seed and where the logs are, and ends with 1.
 """
@@ -23,6 +23,7 @@ def main() -> int:
     rows = int(environ.get("ROWS") or 1_000_000)
     rate = float(environ.get("RATE") or 50_000)
     collectors = int(environ.get("COLLECTORS") or 2)
+    brokerless = bool(environ.get("BROKERLESS"))
     directory = Path(tempfile.mkdtemp(prefix="chaos-"))
     print(
         f"SEED={seed} FAULTS={faults} ROWS={rows} RATE={rate:g} COLLECTORS={collectors}; data and logs: {directory}",
@@ -31,8 +32,13 @@ def main() -> int:
     try:
         for name, run in (
             ("one after the other", lambda d: one_after_the_other(d, rows, rate=max(rate, rows / 20), say=say)),
-            ("at random", lambda d: at_random(d, rows, faults, seed, rate=rate, collectors=collectors, say=say)),
-        ):
+            (
+                "at random",
+                lambda d: at_random(
+                    d, rows, faults, seed, rate=rate, collectors=collectors, brokerless=brokerless, say=say
+                ),
+            ),
+        )[brokerless:]:
             print(f"== {name}", flush=True)
             findings = run(directory / name.replace(" ", "-"))
             print(findings, flush=True)

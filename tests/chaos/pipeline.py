@@ -14,6 +14,7 @@ from pathlib import Path
 
 from clickhouse.client import StoreAddress, StorePool
 from tests.chaos import journal
+from tests.chaos.audit import Address, dead_batches, kept_letters
 from tests.chaos.disk import SmallDisk
 from tests.helpers.processes import ROOT, free_port, get_json
 from tests.helpers.waiting import eventually
@@ -99,7 +100,10 @@ class Program:
 
 
 class Pipeline:
-    """Store, broker, collectors and feeder below ``directory``; as a context manager it ends them all."""
+    """Store, broker, collectors and feeder below ``directory``; as a context manager it ends them all.
+
+    ``brokerless``: collectors listen, and the feeder goes to whichever answers; :attr:`broker` is never started.
+    """
 
     def __init__(
         self,
@@ -110,6 +114,7 @@ class Pipeline:
         rate: float = 100_000,
         endless: bool = False,
         small_disks: bool = False,
+        brokerless: bool = False,
         broker_options: Sequence[str] = (),
         collector_options: Sequence[str] = (),
     ) -> None:
@@ -121,11 +126,9 @@ class Pipeline:
         """Where ``endless``: the feeder goes on until this file exists."""
         self.disks: dict[str, SmallDisk] = {}
         if small_disks:
-            # The store's on request: it is guarded (docs/adr/0013), with a test of its own; a long run of all faults
-            # with it is still to be seen.
-            sizes = {"broker": 512, "store": 1024}
-            wanted = (os.environ.get("FILL") or "broker").split(",")
-            made = {name: SmallDisk(directory / name, sizes[name]) for name in wanted}
+            sizes = {"broker": 512, "store": 1024} if not brokerless else {"store": 1024}
+            wanted = (os.environ.get("FILL") or "broker,store").split(",")
+            made = {name: SmallDisk(directory / name, sizes[name]) for name in wanted if name in sizes}
             self.disks = {name: disk for name, disk in made.items() if disk.mounted}
         store_port, broker_port, admin_port, self._http_port = (free_port() for _ in range(4))
         admin_url = f"tcp://127.0.0.1:{admin_port}"
@@ -139,20 +142,24 @@ class Pipeline:
             "broker", "zmqbroker.cli", "serve", "--data-dir", f"{directory}/broker/data", "--bind", self.broker_url,
             "--admin-bind", admin_url, "--http", f"127.0.0.1:{self._http_port}", *broker_options,
         )  # fmt: skip
+        self.brokerless = brokerless
+        names = [f"collector-{n}" for n in range(1, collectors + 1)]
+        self._dead_letters = [directory / f"{name}-dead" for name in names]
+        listen = [f"tcp://127.0.0.1:{free_port()}" for _ in names]
+        told = ("--clickhouse", self.store_url, "--http", "127.0.0.1:0", *collector_options)
         self.collectors = [
-            self._program(
-                f"collector-{n}", "consumers.cli", "--connect", self.broker_url, "--clickhouse", self.store_url,
-                "--broker-admin", admin_url, "--http", "127.0.0.1:0", *collector_options,
-            )
-            for n in range(1, collectors + 1)
-        ]  # fmt: skip
+            self._program(name, "consumers.cli", "--bind", address, "--dead-letters", str(dead), *told)
+            if brokerless
+            else self._program(name, "consumers.cli", "--connect", self.broker_url, "--broker-admin", admin_url, *told)
+            for name, address, dead in zip(names, listen, self._dead_letters, strict=True)
+        ]
         self._rollup = ("rollup", "--url", self.store_url)
         self.rollup = self._program(
             "rollup", "clickhouse.cli", *self._rollup, "--http", "127.0.0.1:0", "--interval", "1s"
         )
         self.feeder = self._program(
-            "feeder", "tests.chaos.feeder", "--connect", self.broker_url, "--journal", str(self.journal),
-            "--rows", str(rows), "--rate", str(rate), *(("--until", str(self.enough)) if endless else ()),
+            "feeder", "tests.chaos.feeder", "--connect", ",".join(listen) if brokerless else self.broker_url,
+            "--journal", str(self.journal), "--rows", str(rows), "--rate", str(rate), *(("--until", str(self.enough)) if endless else ()),
         )  # fmt: skip
 
     def _program(self, name: str, module: str, *args: str) -> Program:
@@ -160,7 +167,12 @@ class Pipeline:
 
     @property
     def programs(self) -> list[Program]:
-        return [self.store, self.broker, *self.collectors, self.rollup, self.feeder]
+        return [*self._servers, self.feeder]
+
+    @property
+    def _servers(self) -> list[Program]:
+        """All but the feeder, who comes to an end."""
+        return [self.store, *([] if self.brokerless else [self.broker]), *self.collectors, self.rollup]
 
     def start(self) -> None:
         """All at once: each waits for what it needs."""
@@ -187,6 +199,16 @@ class Pipeline:
     def lag_rows(self, group: str = "clickhouse") -> int:
         return self.broker_stats()["topics"][TOPIC]["groups"][group]["lag_rows"]
 
+    def dead_batches(self, acked_garbage: int) -> list[Address]:
+        """Addresses of the dead letters. Without a broker this ends the collectors, each of whom keeps letters of its
+        own: a batch that moved to another before its ack may be in both."""
+        if not self.brokerless:
+            dead_expected = self.broker_stats()["topics"].get(TOPIC, {}).get("dead", acked_garbage)
+            return dead_batches(self.broker_url, TOPIC, max(dead_expected, acked_garbage))
+        for collector in self.collectors:
+            collector.terminate()
+        return sorted({address for directory in self._dead_letters for address in kept_letters(directory)})
+
     def roll_up(self) -> None:
         """One more look of a rollup of its own: whatever the other one left half done is made good."""
         command = [sys.executable, "-m", "clickhouse.cli", *self._rollup, "--once", "--http", "127.0.0.1:0"]
@@ -206,11 +228,13 @@ class Pipeline:
             time.sleep(0.1)
 
     def wait_until_drained(self, timeout: float) -> None:
-        """Until the broker's group has settled everything."""
+        """Until the broker's group has settled everything; without a broker what is acknowledged is stored."""
 
         def drained() -> bool:
-            for program in (self.store, self.broker, *self.collectors, self.rollup):
+            for program in self._servers:
                 assert program.running, f"{program.name} has ended by itself:\n{program.tail()}"
+            if self.brokerless:
+                return True
             group = self.broker_stats()["topics"][TOPIC]["groups"]["clickhouse"]
             return group["lag_rows"] == 0 and group["lag_messages"] == 0
 

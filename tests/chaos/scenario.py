@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.chaos import journal
-from tests.chaos.audit import Findings, audit, audit_rollups, dead_batches
+from tests.chaos.audit import Findings, audit, audit_rollups
 from tests.chaos.contents import is_garbage
 from tests.chaos.faults import Fault, draw, strike
-from tests.chaos.pipeline import TOPIC, Pipeline
+from tests.chaos.pipeline import Pipeline
 from tests.helpers.waiting import eventually
 
 ROLLUP_SETTLES_S = 3.0
@@ -33,12 +33,14 @@ def one_after_the_other(
 
 
 def at_random(
-    directory: Path, rows: int, faults: int, seed: int, *, rate: float, collectors: int = 2, say: Say = print,
-    calm_s: float = 120.0,
+    directory: Path, rows: int, faults: int, seed: int, *, rate: float, collectors: int = 2, brokerless: bool = False,
+    say: Say = print, calm_s: float = 120.0,
 ) -> Findings:  # fmt: skip
     """``faults`` faults drawn from ``seed``; the feeder goes on until the rows are in and the faults are over."""
     rng = random.Random(seed)
-    with Pipeline(directory, rows=rows, rate=rate, collectors=collectors, endless=True, small_disks=True) as pipeline:
+    with Pipeline(
+        directory, rows=rows, rate=rate, collectors=collectors, endless=True, small_disks=True, brokerless=brokerless
+    ) as pipeline:
         names = [program.name for program in pipeline.programs]
         pipeline.start()
         _until_acked(pipeline, 1, calm_s)
@@ -64,8 +66,7 @@ def _settle(pipeline: Pipeline, say: Say, calm_s: float, *, rolled: bool = False
     say(f"fed and drained {time.monotonic() - started:.1f} s after the last fault")
     told = journal.read(pipeline.journal)
     acked_garbage = sum(is_garbage(*address) for address in told.acked)
-    dead_expected = pipeline.broker_stats()["topics"].get(TOPIC, {}).get("dead", acked_garbage)
-    dead = dead_batches(pipeline.broker_url, TOPIC, max(dead_expected, acked_garbage))
+    dead = pipeline.dead_batches(acked_garbage)
     if rolled:
         first_s = min(sent.base_ms for sent in told.sent.values()) // 60_000 * 60
         time.sleep(max(0.0, first_s + 60 + ROLLUP_SETTLES_S + 1 - time.time()))
@@ -73,7 +74,7 @@ def _settle(pipeline: Pipeline, say: Say, calm_s: float, *, rolled: bool = False
     upto_s = int(time.time() - ROLLUP_SETTLES_S) // 60 * 60
     pipeline.roll_up()
     with pipeline.open_store() as store:
-        found = audit(told, store, dead)
+        found = audit(told, store, dead, brokerless=pipeline.brokerless)
         found.wrong += audit_rollups(store, upto_s)
         found.minutes_rolled = int(
             store.query(

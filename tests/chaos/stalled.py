@@ -23,9 +23,9 @@ import psutil
 from loadtest.bench.collector import ROWS, collect_s
 from loadtest.bench.frame import Settings
 from tests.chaos import journal
-from tests.chaos.audit import audit, dead_batches
+from tests.chaos.audit import audit
 from tests.chaos.contents import is_garbage
-from tests.chaos.pipeline import TOPIC, Pipeline
+from tests.chaos.pipeline import Pipeline
 from tests.helpers.waiting import eventually
 
 GROWTH_MAX = 1.1
@@ -53,7 +53,7 @@ def main() -> int:
         seconds = time.monotonic() - began
         never_stopped = drained_rows_per_s(pipeline, min(backlog, AGAIN_ROWS_MAX))
         told = journal.read(pipeline.journal)
-        dead = dead_batches(pipeline.broker_url, TOPIC, sum(is_garbage(*address) for address in told.acked))
+        dead = pipeline.dead_batches(sum(is_garbage(*address) for address in told.acked))
         with pipeline.open_store() as store:
             findings = audit(told, store, dead)
     bench_seconds, _ = collect_s(Settings(directory / "bench"), ROWS)

@@ -32,3 +32,14 @@ def test_random_faults_to_every_process_neither_lose_nor_double_a_row(tmp_path: 
     findings = at_random(tmp_path / "run", 300_000, FAULTS, seed, rate=20_000)
     assert not findings.wrong, f"SEED={seed}\n{findings}\nlogs: {tmp_path}"
     assert findings.minutes_rolled > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_random_faults_without_a_broker_neither_lose_nor_double_a_row(tmp_path: Path):
+    """A batch that a killed collector held goes to the other one after lease and Z (R7, R30): the end waits for that."""
+    seed = int(os.environ.get("SEED") or secrets.randbits(32))
+    print(f"SEED={seed}")
+    findings = at_random(tmp_path / "run", 100_000, FAULTS // 2, seed, rate=20_000, brokerless=True, calm_s=200.0)
+    assert not findings.wrong, f"SEED={seed}\n{findings}\nlogs: {tmp_path}"
+    assert findings.rows_stored > 0
