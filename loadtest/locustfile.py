@@ -3,7 +3,7 @@
     locust -f loadtest/locustfile.py --headless --host http://127.0.0.1:8080 -u 50 -r 10 -t 60s
 
 Thresholds are read from loadtest/thresholds.json; the exit code is 1 if one is not kept. ``UsualQueries`` alone asks
-the four usual questions at 4 requests a second a user (50 users: 200 a second), which the ``api`` benchmark uses.
+the four usual questions once a second a user, at moments of chance, which the ``api`` benchmark uses.
 """
 
 from __future__ import annotations
@@ -67,13 +67,20 @@ class ApiUser(FastHttpUser):
 
 
 class UsualQueries(ApiUser):
-    """The four usual questions, at a fixed rate whatever the answers take."""
+    """The four usual questions, as many independent people ask them: once a second each, at moments of chance.
 
-    wait_time = constant_throughput(4)
+    At a fixed interval a hold-up that several users met would make them ask together ever after: a load of bursts.
+    """
 
     def on_start(self) -> None:
-        # Locust starts users together, and they would stay in step: 50 questions at once every quarter of a second.
-        time.sleep(random.uniform(0, 0.25))
+        # Locust starts users together.
+        self._due = time.monotonic()
+        time.sleep(self.wait_time())
+
+    def wait_time(self) -> float:
+        """Until the next question. It was due at its time, however long the last one took: slowness sheds no load."""
+        self._due += random.expovariate(1.0)
+        return max(0.0, self._due - time.monotonic())
 
     @task
     def gpu_list_page(self) -> None:

@@ -1,11 +1,13 @@
 """api: how many cacheable answers a second, and how long the usual questions take at 200 requests/s, on 100 M rows.
 
 The store, telemetry-api and the load generator are processes of their own on the same machine. Rate: wrk, one thread,
-32 connections, over the GPU list, one GPU and the metric list (answers at most a second old). Latency: Locust with
-``constant_throughput``, users x 4 requests a second over the four usual questions, of GPUs and ranges at random, at
-half the rate and at the whole. Baseline: the same server process around an empty Flask view with a 10 kB body. Deep
-paging: median of a page of 10 rows by cursor, at the beginning of a GPU's rows and at page 10,000. Exports: 10 M rows
-in each format, and how far the API's memory grows meanwhile.
+32 connections, over the GPU list, one GPU and the metric list (answers at most a second old). Latency: Locust, as many
+users as requests a second, who ask the four usual questions of GPUs and ranges at random, each at moments of chance
+(arrivals are those of independent people, and a slow answer does not hold back the next question of another). Beside
+it, what an answer costs the two processes in CPU, and the time of the store's smallest question: its floor. Baseline:
+the same server process around an empty Flask view with a 10 kB body. Deep paging: median of a page of 10 rows by
+cursor, at the beginning of a GPU's rows and at page 10,000. Exports: 10 M rows in each format, and how far the API's
+memory grows meanwhile.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -36,7 +38,7 @@ from loadtest.bench.processes import Program, free_port, programs
 ROWS: Final = 100_000_000
 GPUS: Final = 1_000
 CONNECTIONS: Final = 32
-RATES: Final = (100, 200)
+RATES: Final = (50, 100, 200)
 """Requests a second, Locust's own CPU on the same cores included."""
 BASELINE: Final = "the same server with an empty Flask view"
 EXPORT_ROWS: Final = 10_000_000
@@ -67,8 +69,10 @@ def run(settings: Settings) -> Iterator[Figure]:
         started[-1].wait_ready()
         base, empty = f"http://127.0.0.1:{api_port}", f"http://127.0.0.1:{empty_port}"
         yield from _rates(settings, directory, base, empty, gpu, seconds)
+        with StoreConnection(StoreAddress(url=store)) as conn:
+            yield compare("api", "store_floor_ms", "ms", [_median_ms(lambda: conn.query("SELECT 1"))])
         for rate in RATES:
-            yield from _latencies(settings, directory, base, rate, seconds * 2)
+            yield from _latencies(settings, directory, base, rate, seconds * 2, started[:2])
         yield from _deep_paging(base, gpu)
         yield from _exports(settings, base, api.process)
     shutil.rmtree(directory, ignore_errors=True)
@@ -118,20 +122,27 @@ def _wrk(directory: Path, base: str, paths: list[str], seconds: int) -> float:
     return float(found[1])
 
 
-def _latencies(settings: Settings, directory: Path, base: str, rate: int, seconds: int) -> Iterator[Figure]:
+def _latencies(
+    settings: Settings, directory: Path, base: str, rate: int, seconds: int, parts: Sequence[Program]
+) -> Iterator[Figure]:
     found: dict[str, list[tuple[float, float]]] = {}
     reached = []
+    cpu_ms: dict[str, list[float]] = {part.name: [] for part in parts}
     for number in range(settings.runs):
         prefix = directory / f"locust-{rate}-{number}"
         command = [sys.executable, "-m", "locust", "-f", str(ROOT / "loadtest" / "locustfile.py"), "UsualQueries"]
-        command += ["--headless", "--host", base, "-u", str(rate // 4), "-r", str(rate), "-t", f"{seconds}s"]
+        command += ["--headless", "--host", base, "-u", str(rate), "-r", str(rate), "-t", f"{seconds}s"]
+        before = [part.cpu_seconds() for part in parts]
         subprocess.run([*command, "--csv", str(prefix), "--only-summary"], capture_output=True, text=True, check=True)
+        after = [part.cpu_seconds() for part in parts]
         with Path(f"{prefix}_stats.csv").open(newline="") as lines:
             for row in csv.DictReader(lines):
                 name = "usual" if row["Name"] == "Aggregated" else re.sub(r"\W+", "_", row["Name"].lower())
                 found.setdefault(name, []).append((float(row["50%"]), float(row["99%"])))
                 if name == "usual":
                     reached.append(float(row["Requests/s"]))
+                    for part, begin, end in zip(parts, before, after, strict=True):
+                        cpu_ms[part.name].append(1000 * (end - begin) / int(row["Request Count"]))
                     if int(row["Failure Count"]):
                         raise RuntimeError(f"{row['Failure Count']} of Locust's requests failed")
     # The rate that is asked for has the plain names, the other ones say theirs.
@@ -140,6 +151,8 @@ def _latencies(settings: Settings, directory: Path, base: str, rate: int, second
     for name, values in found.items():
         yield compare("api", f"{name}_p50{at}_ms", "ms", [p50 for p50, _ in values])
         yield compare("api", f"{name}_p99{at}_ms", "ms", [p99 for _, p99 in values])
+    for name, costs in cpu_ms.items():
+        yield compare("api", f"usual_{name}_cpu{at}_ms", "ms", costs)
 
 
 def _deep_paging(base: str, gpu: str) -> Iterator[Figure]:
@@ -148,16 +161,16 @@ def _deep_paging(base: str, gpu: str) -> Iterator[Figure]:
     first = _json(url)
     pages = min(DEEP_PAGE, first["total"] // PAGE_ROWS - 1)
     deep = _json(f"{url}&page={pages - 1}")["next_cursor"]
-    shallow_ms = _median_ms(f"{url}&cursor={first['next_cursor']}")
-    deep_ms = _median_ms(f"{url}&cursor={deep}")
+    shallow_ms = _median_ms(lambda: _json(f"{url}&cursor={first['next_cursor']}"))
+    deep_ms = _median_ms(lambda: _json(f"{url}&cursor={deep}"))
     yield compare("api", f"cursor_page_{pages}_ms", "ms", [deep_ms], "page 1 by cursor", [shallow_ms])
 
 
-def _median_ms(url: str) -> float:
+def _median_ms(ask: Callable[[], Any]) -> float:
     took = []
     for _ in range(15):
         started = time.perf_counter()
-        _json(url)
+        ask()
         took.append(1000 * (time.perf_counter() - started))
     return statistics.median(took)
 
