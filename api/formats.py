@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, Final
 
 import pyarrow as pa
@@ -44,6 +45,10 @@ SCHEMA: Final = pa.schema(
     ]
 )
 CHUNK_BYTES: Final = 256 << 10
+BATCH_ROWS: Final = 16_384
+"""Rows of a record batch: 1.5 MB. Threads take turns at an export, and each keeps some memory of what it last held."""
+GROUP_BATCHES: Final = 4
+"""Record batches of a row group: smaller groups compress worse."""
 
 
 def chosen(query: dict[str, Any]) -> str:
@@ -114,13 +119,17 @@ def _text(store: Any, windows: Iterator[Filter], order: str, name: str, limits: 
                 yield piece
 
 
-def _tables(store: Any, windows: Iterator[Filter], order: str, limits: dict[str, Any]) -> Iterator[pa.Table]:
-    settings = {**limits, "output_format_arrow_string_as_string": 1}
+def _tables(
+    store: Any, windows: Iterator[Filter], order: str, limits: dict[str, Any], batches: int = 1
+) -> Iterator[pa.Table]:
+    """Tables of so many record batches, of one window each."""
+    settings = {**limits, "output_format_arrow_string_as_string": 1, "max_block_size": BATCH_ROWS}
     for window in windows:
         sql, params = questions.statement(window, order=order)
         with store.open_stream(sql, params, settings, "ArrowStream") as source:
-            for batch in pa.ipc.open_stream(pa.PythonFile(source, mode="r")):
-                yield pa.Table.from_batches([batch]).cast(SCHEMA)
+            reader = iter(pa.ipc.open_stream(pa.PythonFile(source, mode="r")))
+            while found := list(islice(reader, batches)):
+                yield pa.Table.from_batches(found).cast(SCHEMA)
 
 
 class _Sink(io.RawIOBase):
@@ -160,7 +169,7 @@ def _arrow(store: Any, windows: Iterator[Filter], order: str, limits: dict[str, 
 def _parquet(store: Any, windows: Iterator[Filter], order: str, limits: dict[str, Any]) -> Iterator[bytes]:
     sink = _Sink()
     with pq.ParquetWriter(sink, SCHEMA, compression="zstd") as writer:
-        for table in _tables(store, windows, order, limits):
+        for table in _tables(store, windows, order, limits, GROUP_BATCHES):
             writer.write_table(table)
             yield sink.take()
     yield sink.take()
