@@ -8,7 +8,7 @@ dealt out to the agents at random.
 
 An agent sends at a random moment of each second. At one and the same moment each second it would measure what else
 happens then on two full cores that also drive the fleet: all agents of that moment, in both drivers, were slow alike.
-What such moments cost shows in the notes, as the p99 of all acks.
+What such moments cost shows in the p99 of all acks.
 """
 
 from __future__ import annotations
@@ -142,10 +142,8 @@ def discard(go: Callable[[], None], url: str, seconds: float) -> float:
     return rows / seconds
 
 
-def drive(go: Callable[[], None], url: str, count: int, seconds: float, number: int) -> dict[str, Any]:
-    """Connect ``count`` agents, publish from each once a second; acks in the measured time, and how long they took."""
-    payload = batch()
-    crc = crc32c(payload)
+def connect(url: str, count: int, number: int) -> tuple[select.epoll, dict[int, Agent]]:
+    """Agents of driver ``number`` that have been welcomed, by file descriptor; or not all of them, after a minute."""
     epoll = select.epoll()
     agents: dict[int, Agent] = {}
     for i in range(count):
@@ -159,6 +157,14 @@ def drive(go: Callable[[], None], url: str, count: int, seconds: float, number: 
         if not _take(epoll, agents, 0.2):
             for agent in agents.values():
                 agent.flush(time.monotonic())
+    return epoll, agents
+
+
+def drive(go: Callable[[], None], url: str, count: int, seconds: float, number: int) -> dict[str, Any]:
+    """Connect ``count`` agents, publish from each once a second; acks in the measured time, and how long they took."""
+    payload = batch()
+    crc = crc32c(payload)
+    epoll, agents = connect(url, count, number)
     # Agents are processes of their own: a pass of the collector over thousands of them would be counted as their wait.
     gc.collect()
     gc.freeze()
