@@ -27,7 +27,9 @@ log = logging.getLogger(__name__)
 
 BODY_MEMORY_BYTES: Final = 1 << 20
 """A request body above this goes to a temporary file."""
-CHUNK_BYTES: Final = 256 << 10
+STREAM_THREADS: Final = 4
+"""Threads that make the pieces of streamed answers: exports take none of those that answer, and memory that a thread
+keeps of what it last held is kept a few times, not once for each thread of the pool."""
 
 WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -51,6 +53,7 @@ class Bridge:
         """``waiting_max``: requests that may wait for a thread; more are refused with 503 at once."""
         self._app = app
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="request")
+        self._streams = ThreadPoolExecutor(STREAM_THREADS, thread_name_prefix="stream")
         self._waiting_max = waiting_max
         self._body_bytes_max = body_bytes_max
         self._tails: set[live.LiveTail] = set()
@@ -63,7 +66,8 @@ class Bridge:
             tail.close()
 
     def shutdown(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._streams):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     async def __rsgi__(self, scope: Scope, proto: Any) -> None:
         if scope.proto == "ws":
@@ -159,13 +163,13 @@ class Bridge:
         pieces = answer.pieces
         assert pieces is not None
         try:
-            first = await loop.run_in_executor(self._pool, next, pieces, None)
+            first = await loop.run_in_executor(self._streams, next, pieces, None)
             transport = proto.response_stream(answer.status, answer.headers)
             piece = first
             while piece is not None:
                 if piece:
                     await transport.send_bytes(piece)
-                piece = await loop.run_in_executor(self._pool, next, pieces, None)
+                piece = await loop.run_in_executor(self._streams, next, pieces, None)
         except ProtocolClosed:
             pass
         except Exception:
@@ -173,7 +177,7 @@ class Bridge:
             log.exception("a streamed answer failed half-way")
             raise
         finally:
-            await loop.run_in_executor(self._pool, answer.close)
+            await loop.run_in_executor(self._streams, answer.close)
 
     async def _pump_sse(self, proto: HTTPProtocol, tail: live.LiveTail, answer: Answer) -> None:
         gone = asyncio.ensure_future(proto.client_disconnect())
