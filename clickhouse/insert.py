@@ -20,6 +20,8 @@ from telemetry.batch import Device
 
 MS_A_DAY: Final = 86_400_000
 _TIME: Final = "DateTime64(3, 'UTC')"
+_SERIES_MAX: Final = 1 << 16
+"""NumPy sorts 16 bits by radix, in 5 ns a row, and wider numbers in ten times that."""
 
 
 class SampleColumns(NamedTuple):
@@ -93,6 +95,21 @@ class RejectColumns(NamedTuple):
     @property
     def rows(self) -> int:
         return len(self.row)
+
+
+def in_table_order(columns: SampleColumns) -> SampleColumns:
+    """The same rows by (gpu, metric), rows of a series in their order.
+
+    Sorting codes of 16 bits here costs a third of what it spares the server. Columns of more series than that are
+    returned as they are: the order is never a promise.
+    """
+    gpu, names = columns.gpu, columns.metric_names
+    if not isinstance(gpu, Keys) or len(gpu.values) * len(names) > _SERIES_MAX:
+        return columns
+    _, gpu_rank = np.unique(gpu.values, return_inverse=True)
+    _, metric_rank = np.unique(np.array(names), return_inverse=True)
+    series = (gpu_rank * len(names)).astype(np.uint16)[gpu.codes] + metric_rank.astype(np.uint16)[columns.metric_code]
+    return columns.take(np.argsort(series, kind="stable"))
 
 
 def sample_block(columns: SampleColumns) -> bytes:

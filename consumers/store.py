@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from clickhouse.client import StoreAddress, StoreConnection, assert_server
-from clickhouse.insert import RejectColumns, insert_devices, insert_rejects, insert_samples
+from clickhouse.insert import RejectColumns, in_table_order, insert_devices, insert_rejects, insert_samples
 from clickhouse.native import Coded
 from clickhouse.queries.presence import presence, presence_of_rejects
 from consumers.dictionary import DictionaryKeys
@@ -68,7 +68,7 @@ class ClickHouseSession:
         self._known.told(unknown)
 
     def insert_block(self, block: DayBlock, *, token: str, query_id: str) -> None:
-        insert_samples(self._connection, block.columns, token=token, query_id=query_id)
+        insert_samples(self._connection, in_table_order(block.columns), token=token, query_id=query_id)
 
     def count_block(self, probes: Sequence[Probe]) -> Mapping[Address, int]:
         # The probed row is there or not, and with it all rows of the batch on that day: one block, one part (R15).

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clickhouse.errors import ERROR_CODES, Outcome, OutcomeUnknown, StoreRefused, from_code, outcome_of
-from clickhouse.insert import SampleColumns, sample_block
+from clickhouse.insert import SampleColumns, in_table_order, sample_block
 from clickhouse.migrate import UnknownMigration, plan
 from clickhouse.migrations import all_migrations
 from clickhouse.native import Coded, Keys, flat, keys, low_cardinality, varint
@@ -69,3 +69,31 @@ def test_keys_travel_as_codes_where_that_is_shorter(values: int, rows: int, kind
 
 def test_sizes_are_leb128() -> None:
     assert [varint(n) for n in (0, 127, 128, 300)] == [b"\0", b"\x7f", b"\x80\x01", b"\xac\x02"]
+
+
+@pytest.mark.parametrize("gpus", [1, 5, 40_000])
+def test_rows_in_the_tables_order_are_the_same_rows_and_a_series_keeps_its_own(gpus: int) -> None:
+    """Two codes of one GPU (two label sets) are one series; 40,000 GPUs are more series than are sorted here."""
+    random = np.random.default_rng(gpus)
+    rows, names = 3000, ["b", "c", "a"]
+    keys = random.integers(0, 2**63, gpus).astype(np.uint64)
+    keys[-1] = keys[0]
+    device = random.integers(0, gpus, rows)
+    columns = SampleColumns(
+        gpu=Keys(device, keys),
+        labels=Keys(device, np.arange(gpus, dtype=np.uint64)),
+        metric_code=random.integers(0, 3, rows).astype(np.uint8),
+        metric_names=names,
+        ts_ms=np.arange(rows),
+        value=random.random(rows),
+        session=np.full(rows, 7, dtype=np.uint64),
+        seq=np.arange(rows, dtype=np.uint64),
+    )
+
+    def told(given: SampleColumns) -> list[tuple]:
+        metric = [names[code] for code in given.metric_code.tolist()]
+        others = (given.ts_ms, given.value, flat(given.labels), given.session, given.seq)
+        return list(zip(flat(given.gpu).tolist(), metric, *(column.tolist() for column in others), strict=True))
+
+    expected = told(columns) if gpus == 40_000 else sorted(told(columns), key=lambda row: row[:3])
+    assert told(in_table_order(columns)) == expected
