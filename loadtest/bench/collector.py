@@ -2,7 +2,8 @@
 
 The broker is filled with 1,000-row batches first, then one collector process with its default two workers drains it.
 The clock runs from the first delivery taken until the last one is acknowledged. Baseline: the same rows as prepared
-Native blocks of a delivery's size, inserted over two connections into an empty store, nothing else running.
+Native blocks of a delivery's size, inserted over two connections into an empty store, nothing else running. Its rows
+lie as they arrive; that the collector sorts them is part of what it does.
 """
 
 from __future__ import annotations
