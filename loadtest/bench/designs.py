@@ -5,8 +5,9 @@
     time_first    the same by (ts, gpu, metric)
     wide          one row a GPU and second, a column a metric; counted as the values it holds
 
-Codecs of the value column are compared on a tenth of the GPUs of the narrow one. Times are CPU time of the server's threads, which a machine
-that others use as well leaves nearly as it is. The figures behind docs/adr/0010-samples-table.md.
+Codecs of the value column are compared on a tenth of the GPUs of the narrow one. Times are CPU time of the server's
+threads, which a machine that others use as well leaves nearly as it is. The figures behind
+docs/adr/0010-samples-table.md.
 """
 
 from __future__ import annotations
