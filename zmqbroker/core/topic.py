@@ -232,6 +232,8 @@ class Topic:
         """A group's whole state, in a snapshot or in an entry of its own: what stands there needs no other entry."""
         self.groups[group.name] = group
         self._certain[group.name] = [gp.floor for gp in group.parts]
+        # Replayed ranges have no other entry that tells of their ids.
+        self.next_range_id = max([self.next_range_id, *(id_ + 1 for id_ in group.ranges)])
 
     def _doubt_everything(self) -> None:
         """Seals and acks were lost with the journal: what was given out, under which bounds and ids, is not known.

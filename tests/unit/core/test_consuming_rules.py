@@ -489,6 +489,22 @@ def test_r27_a_replayed_range_has_a_token_of_its_own() -> None:
     assert again.h.d != first.h.d
 
 
+def test_r21_the_id_of_a_replayed_range_is_not_used_twice_after_a_crash() -> None:
+    """Of two ranges with one id the earlier was forgotten, and never settled."""
+    rig = bench(credit=9)
+    rig.settle(one(rig.publish(1)))
+    _, said = rig.operate(lambda o: o.replay(rig.topic, rig.group(), [(0, 0, 0, 10, 50)]))
+    replayed = one(said)
+    rig.restart()
+    rig.hello(generation=2)
+    rig.subscribe(generation=2, credit=9, linger_ms=0, max_rows=10, seal_interval_ms=0)
+    rig.publish(2, generation=2)
+    rig.wait(4)
+    ids = {(d.h.b, d.h.c): d.h.a for d in deliveries(rig.sent)}
+    assert ids[0, 0] == replayed.h.a
+    assert ids[1, 1] > replayed.h.a
+
+
 def test_r27_what_is_being_delivered_is_not_replayed() -> None:
     rig = bench(credit=9)
     one(rig.publish(1))
