@@ -212,7 +212,11 @@ class Checks:
         """What was dropped before the sink had it is counted, never silent; what was not dropped is not (R28)."""
         group = topic.groups.get(SINK)
         config, operator = topic.config, self.world.operator
-        if config.overflow == "stop" and config.fsync == "commit" and not (operator.rotten or operator.resets):
+        if (
+            config.overflow == "stop"
+            and config.fsync == "commit"
+            and not (operator.rotten or operator.resets or operator.replays)
+        ):
             # Nothing was dropped that a durable group had not had, and no disk has failed. A void is no loss.
             told = [(g.name, g.lost_messages) for g in topic.groups.values() if g.lost_messages and g.config.durable]
             if told:

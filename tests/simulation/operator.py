@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests.simulation.checks import SINK
+from zmqbroker.admin.handlers_change import cuts, settled_spans
 from zmqbroker.admin.handlers_dead import letters_of
 from zmqbroker.admin.places import positions
 from zmqbroker.core.broker import Core
@@ -25,7 +26,7 @@ class Operator:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.rotten = self.redriven = self.resets = 0
+        self.rotten = self.redriven = self.resets = self.replays = 0
 
     @property
     def _may_act(self) -> bool:
@@ -75,6 +76,27 @@ class Operator:
             return True
 
         self.resets += broker.call(reset)
+
+    def replay(self) -> None:
+        """Have what a group was given lately delivered to it once more, as a collector does after the store (R16)."""
+        broker, rng = self.world.broker, self.world.clock.rng
+        if not self._may_act:
+            return
+        log, name = broker.log("t"), rng.choice([SINK, "ordered"])
+        since = f"time:{self.world.wall_ms() - rng.randrange(30_000)}"
+        starts, ends = (positions(log, at, lambda: self.world.wall_ms() / 1000) for at in (since, "latest"))
+        rows_max = rng.choice([20, 5000])
+
+        def again(core: Core) -> bool:
+            topic = core.topics["t"]
+            group = topic.groups.get(name)
+            if group is None or topic.stopped:
+                return False
+            config, settled = settled_spans(group)
+            ranges = cuts(log, settled, starts, ends, min(config.max_rows, rows_max), config.max_bytes)
+            return bool(core.operating.replay(topic, group, ranges))
+
+        self.replays += broker.call(again)
 
     # --- the disk
 

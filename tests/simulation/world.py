@@ -102,6 +102,8 @@ class Profile(stage.Profile):
             self.topic = replace(
                 self.topic, overflow="drop-oldest", disk_bytes_max=rng.choice([3, 8]) * self.topic.segment_bytes
             )
+        if rng.random() < 0.5:
+            self.faults["replay"] = 6.0 * rng.random()
 
 
 class World(Stage):
@@ -270,6 +272,9 @@ class World(Stage):
 
     def _reset_group(self) -> None:
         self.operator.reset_group()
+
+    def _replay(self) -> None:
+        self.operator.replay()
 
     def _tail(self) -> None:
         self.tails = [t for t in self.tails if not t.dead]

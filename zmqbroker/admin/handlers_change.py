@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,10 +13,12 @@ from zmqbroker.admin.places import positions
 from zmqbroker.admin.protocol import AdminError
 from zmqbroker.core.broker import Core
 from zmqbroker.core.config import RECONNECT_GRACE_S_MIN, BrokerConfig, GroupConfig, TopicConfig
+from zmqbroker.core.group import Group
 from zmqbroker.core.operating import QUOTAS
 from zmqbroker.core.session import Session
 from zmqbroker.core.state import Consumer
 from zmqbroker.storage.backup import copy_log
+from zmqbroker.storage.interface import TopicLog
 
 if TYPE_CHECKING:
     from zmqbroker.admin.handlers import Admin
@@ -207,17 +209,11 @@ def replay(
     admin: Admin, topic: str, into: str, from_: str, to: str, partition: int | None, rate: int | None, dry_run: bool
 ) -> dict[str, Any]:
     log = admin.log(topic)
-    config, settled = admin.core(lambda core: _group_settled(admin, core, topic, into))
+    config, settled = admin.core(lambda core: settled_spans(admin.group(core, topic, into)[1]))
     starts, ends = positions(log, from_, admin.now_s), positions(log, to, admin.now_s)
-    ranges = []
-    for p, spans in enumerate(settled):
-        for first, past in spans if partition in (None, p) else ():
-            at, end = max(first, starts[p]), min(past, ends[p])
-            while at < end:
-                cut = log.cut(p, at, end, min(config.max_rows, rate or config.max_rows), config.max_bytes)
-                if cut.rows or cut.bytes:
-                    ranges.append((p, at, cut.last, cut.rows, cut.bytes))
-                at = cut.last + 1
+    if partition is not None:
+        ends = [end if p == partition else 0 for p, end in enumerate(ends)]
+    ranges = cuts(log, settled, starts, ends, min(config.max_rows, rate or config.max_rows), config.max_bytes)
     told = {"topic": topic, "into": into, "ranges": len(ranges), "rows": sum(r[3] for r in ranges), "dry_run": dry_run}
     if not dry_run:
         step = 1 if rate else max(1, len(ranges))
@@ -228,18 +224,38 @@ def replay(
     return told
 
 
-def _group_settled(admin: Admin, core: Core, topic: str, group: str) -> tuple[GroupConfig, list[list[tuple[int, int]]]]:
+def settled_spans(group: Group) -> tuple[GroupConfig, list[list[tuple[int, int]]]]:
     """By partition the spans [first, past) that the group has settled: what is outstanding or not sealed yet it gets
     anyway, and a range of other bounds over it would be left out whole."""
-    _, found = admin.group(core, topic, group)
     settled = []
-    for gp in found.parts:
+    for gp in group.parts:
         spans, at = [], 0
         for held in sorted(gp.outstanding.values(), key=lambda r: r.first):
             spans.append((at, held.first))
             at = max(at, held.last + 1)
         settled.append([*spans, (at, gp.sealed_next)])
-    return found.config, settled
+    return group.config, settled
+
+
+def cuts(
+    log: TopicLog,
+    settled: Sequence[Sequence[tuple[int, int]]],
+    starts: Sequence[int],
+    ends: Sequence[int],
+    rows_max: int,
+    bytes_max: int,
+) -> list[tuple[int, int, int, int, int]]:
+    """Ranges (partition, first, last, rows, bytes) over what is settled in [start, end) of each partition."""
+    ranges = []
+    for p, spans in enumerate(settled):
+        for first, past in spans:
+            at, end = max(first, starts[p]), min(past, ends[p])
+            while at < end:
+                cut = log.cut(p, at, end, rows_max, bytes_max)
+                if cut.rows or cut.bytes:
+                    ranges.append((p, at, cut.last, cut.rows, cut.bytes))
+                at = cut.last + 1
+    return ranges
 
 
 def _replay(admin: Admin, topic: str, group: str, ranges: list[tuple[int, int, int, int, int]]) -> None:

@@ -223,14 +223,17 @@ class Core:
                 session.last_ms = s.steady_ms - session.idle_ms
             s.sessions.update(sessions)
             grace_s = s.now + s.config.reconnect_grace_s
+            for part in topic.partitions:
+                part.resent_until_s = s.now + s.config.in_flight_max_s
             for group in topic.groups.values():
                 if recovered.journal_damaged:
                     # Other bounds than those that are being worked on: all must have heard first (R14).
                     group.quiet_until_s = grace_s
                     self.delivering.measure(topic, group)
                 for range_ in list(group.ranges.values()):
-                    resent = any(range_.first <= o <= range_.last for o in topic.partitions[range_.partition].resent)
-                    group.make_ready(range_, s.now + s.config.in_flight_max_s if resent else grace_s, s.now)
+                    part = topic.partitions[range_.partition]
+                    resent = any(range_.first <= o <= range_.last for o in part.resent)
+                    group.make_ready(range_, part.resent_until_s if resent else grace_s, s.now)
         for then in s.waiting.pop(name, []):
             then()
 

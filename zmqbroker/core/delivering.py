@@ -108,7 +108,7 @@ class Delivering:
         if part.resent and any(first <= offset <= last for offset in part.resent):
             # Another log may have it too, and an insert from there may still be on its way (R7, R14).
             range_.maybe_repeat = True
-            range_.not_before_s = s.now + s.config.in_flight_max_s
+            range_.not_before_s = part.resent_until_s
         gp.sealed_next = last + 1
         gp.rows_before += rows
         gp.bytes_before += size

@@ -38,6 +38,7 @@ class Partition:
         "index",
         "next_offset",
         "resent",
+        "resent_until_s",
         "rows_total",
     )
 
@@ -55,6 +56,8 @@ class Partition:
         """(rows_total, bytes_total, packed record, payload or None if void), totals after this entry."""
         self.resent: list[int] = []
         """Offsets of batches that another log may hold too, not yet settled by every group (R7)."""
+        self.resent_until_s = 0.0
+        """Until when what another log gave out of them may still be on its way into the store (R14)."""
 
     def append(self, rows: int, record: bytes, payload: bytes) -> None:
         """Take the record of ``next_offset`` into the tail."""

@@ -178,6 +178,7 @@ class Producing:
             part = topic.partitions[topic.sticky]
         if h[3] & _RESENT:
             part.resent.append(part.next_offset)
+            part.resent_until_s = s.now + s.config.in_flight_max_s
             topic.journal(RESENT, part.index, part.next_offset)
         session.learn(seq, h[9])
         session.last_ms = s.steady_ms

@@ -224,6 +224,18 @@ def test_r07_a_batch_that_another_log_may_hold_is_doubtful_and_waits_until_no_in
     assert delivery.maybe_repeat
 
 
+def test_r07_the_wait_begins_when_the_batch_comes_not_when_it_is_given_out() -> None:
+    """An ordered group would wait anew for each of its ranges, one after the other."""
+    rig = Rig(BrokerConfig(in_flight_max_s=5))
+    rig.hello()
+    rig.publish(1, flags=Flag.RESENT)
+    rig.wait(4)
+    rig.heartbeat()
+    rig.wait(2)
+    (delivery,) = deliveries(rig.subscribe() + rig.wait(1))
+    assert delivery.maybe_repeat
+
+
 def test_r11_a_full_topic_gets_no_credit_and_gets_it_again_when_there_is_room() -> None:
     rig = Rig()
     rig.hello()
