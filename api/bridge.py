@@ -94,11 +94,13 @@ class Bridge:
             body = await self._read_body(environ, proto)
             environ["wsgi.input"] = body
         try:
-            answer = await self._call(self._run_and_answer, environ, proto)
+            answer = await self._call(environ)
             tail = environ.get(live.LIVE_KEY)
             if tail is not None:
                 return tail, answer
-            if answer.body is None:
+            if answer.body is not None:
+                proto.response_bytes(answer.status, answer.headers, answer.body)
+            else:
                 await self._stream(proto, answer)
         except ProtocolClosed:
             pass
@@ -107,15 +109,8 @@ class Bridge:
                 body.close()
         return None
 
-    async def _call(self, work: Callable[..., Answer], *arguments: Any) -> Answer:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
-
-    def _run_and_answer(self, environ: dict[str, Any], proto: HTTPProtocol) -> Answer:
-        """As :meth:`_run`; a whole body leaves from here, without waiting until the event loop has its turn."""
-        answer = self._run(environ)
-        if answer.body is not None:
-            proto.response_bytes(answer.status, answer.headers, answer.body)
-        return answer
+    async def _call(self, environ: dict[str, Any]) -> Answer:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._run, environ)
 
     def _run(self, environ: dict[str, Any]) -> Answer:
         """Call the application; in a thread of the pool."""
@@ -223,7 +218,7 @@ class Bridge:
         environ[live.ASYNC_KEY] = environ[live.WEBSOCKET_KEY] = True
         # With it werkzeug would look for routes that are marked as WebSockets.
         environ.pop("HTTP_UPGRADE", None)
-        answer = await self._call(self._run, environ)
+        answer = await self._call(environ)
         tail = environ.get(live.LIVE_KEY)
         answer.close()
         if tail is None:
