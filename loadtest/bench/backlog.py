@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 
 from loadtest.bench.frame import Figure, Settings, compare
-from loadtest.bench.processes import Program, Role, free_port, programs
+from loadtest.bench.processes import Role, programs, start_broker
 from telemetry.batch import Device, DictionaryEncoder, encode
 from zmqbroker.client import Consumer, Producer
 
@@ -35,13 +35,9 @@ def run(settings: Settings) -> Iterator[Figure]:
     directory = settings.directory / "backlog"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    url = f"tcp://127.0.0.1:{free_port()}"
     first: dict[str, float] = {}
     with programs() as started:
-        args = ["serve", "--data-dir", str(directory / "data"), "--bind", url, "--disk-max", "100GiB"]
-        args += ["--admin-bind", f"tcp://127.0.0.1:{free_port()}"]
-        broker = Program("broker", "zmqbroker.cli", args, directory, free_port())
-        started.append(broker)
+        broker, url = start_broker(started, directory, "--disk-max", "100GiB")
         broker.wait_ready()
         stalled = Role(hold, url)
         stalled.ready()
@@ -57,7 +53,7 @@ def run(settings: Settings) -> Iterator[Figure]:
                 name = NAMES[step]
                 figures = {
                     f"rss_mb_{name}": (psutil.Process(broker.popen.pid).memory_info().rss / 1e6, "MB"),
-                    f"bytes_per_row_{name}": (used(directory / "data") / (queued * ROWS), "B"),
+                    f"bytes_per_row_{name}": (used(directory / "broker") / (queued * ROWS), "B"),
                     f"publish_rows_per_s_{name}": (statistics.median(rates), "rows/s"),
                 }
                 for metric, (value, unit) in figures.items():

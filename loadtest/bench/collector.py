@@ -23,7 +23,7 @@ from clickhouse.insert import SampleColumns, sample_block
 from clickhouse.native import Keys
 from clickhouse.schema import SAMPLE_COLUMNS
 from loadtest.bench.frame import Figure, Settings, compare
-from loadtest.bench.processes import Program, Role, free_port, programs
+from loadtest.bench.processes import Program, Role, free_port, programs, start_broker
 from telemetry.batch import Device, DictionaryEncoder, encode
 from zmqbroker.client import Producer
 
@@ -121,11 +121,7 @@ def collect_s(settings: Settings, rows: int) -> tuple[float, dict[str, Any]]:
     directory = settings.directory / "collector"
     with programs() as started:
         store, url = fresh_store(started, directory)
-        broker_url = f"tcp://127.0.0.1:{free_port()}"
-        arguments = ["serve", "--data-dir", str(directory / "broker"), "--bind", broker_url]
-        arguments += ["--admin-bind", f"tcp://127.0.0.1:{free_port()}"]
-        broker = Program("broker", "zmqbroker.cli", arguments, directory, free_port())
-        started.append(broker)
+        broker, broker_url = start_broker(started, directory)
         store.wait_ready()
         broker.wait_ready()
         started.append(

@@ -30,7 +30,7 @@ from crc32c import crc32c
 
 from loadtest.bench.fleet_agent import Agent
 from loadtest.bench.frame import Figure, Settings, compare
-from loadtest.bench.processes import Program, Role, free_port, programs
+from loadtest.bench.processes import Role, programs, start_broker
 from telemetry.batch import Device, DictionaryEncoder, encode
 from zmqbroker.client import Consumer
 
@@ -77,12 +77,8 @@ def one_run(settings: Settings, agents: int) -> dict[str, Any]:
     directory = settings.directory / "fleet"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    url = f"tcp://127.0.0.1:{free_port()}"
     with programs() as started:
-        args = ["serve", "--data-dir", str(directory / "data"), "--bind", url, "--retention", "1s"]
-        args += ["--admin-bind", f"tcp://127.0.0.1:{free_port()}"]
-        broker = Program("broker", "zmqbroker.cli", args, directory, free_port())
-        started.append(broker)
+        broker, url = start_broker(started, directory, "--retention", "1s")
         broker.wait_ready()
         consumer = Role(discard, url, SECONDS)
         share = [agents // DRIVERS + (i < agents % DRIVERS) for i in range(DRIVERS)]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from loadtest.bench.frame import Figure, Settings, compare
-from loadtest.bench.processes import Program, Role, free_port, programs
+from loadtest.bench.processes import Role, programs, start_broker
 from zmqbroker.client import Consumer, Producer
 
 PAIRS: Final = 50
@@ -35,12 +35,8 @@ def _percent_of_a_core(settings: Settings, pairs: int, seconds: float) -> float:
     directory = settings.directory / "idle"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    url = f"tcp://127.0.0.1:{free_port()}"
     with programs() as started:
-        args = ["serve", "--data-dir", str(directory / "data"), "--bind", url]
-        args += ["--admin-bind", f"tcp://127.0.0.1:{free_port()}"]
-        broker = Program("broker", "zmqbroker.cli", args, directory, free_port())
-        started.append(broker)
+        broker, url = start_broker(started, directory)
         broker.wait_ready()
         clients = Role(_connect, url, pairs, seconds)
         try:

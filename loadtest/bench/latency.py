@@ -13,14 +13,15 @@ import statistics
 import struct
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from pathlib import Path
+from typing import Final
 
 import numpy as np
 
 from clickhouse.client import StoreAddress, StoreConnection
 from loadtest.bench.collector import METRICS, devices
 from loadtest.bench.frame import Figure, Settings, compare
-from loadtest.bench.processes import Program, Role, free_port, programs
+from loadtest.bench.processes import Program, Role, free_port, programs, start_broker
 from telemetry.batch import DictionaryEncoder, encode
 from zmqbroker.client import Consumer, Producer
 
@@ -76,12 +77,9 @@ def delivered(settings: Settings, seconds: float) -> list[float]:
             consumer.end()
 
 
-def _broker(started: list[Program], directory: Any) -> str:
-    url = f"tcp://127.0.0.1:{free_port()}"
-    arguments = ["serve", "--data-dir", str(directory / "broker"), "--bind", url]
-    arguments += ["--admin-bind", f"tcp://127.0.0.1:{free_port()}"]
-    started.append(Program("broker", "zmqbroker.cli", arguments, directory, free_port()))
-    started[-1].wait_ready()
+def _broker(started: list[Program], directory: Path) -> str:
+    broker, url = start_broker(started, directory)
+    broker.wait_ready()
     return url
 
 

@@ -26,7 +26,7 @@ import pyarrow.csv as pacsv
 
 from loadtest.bench.fleet_file import fleet_csv
 from loadtest.bench.frame import Figure, Settings, compare
-from loadtest.bench.processes import Program, free_port, programs
+from loadtest.bench.processes import Program, free_port, programs, start_broker
 from producers.batcher import Batcher, batch_parts
 from producers.blocks import FileBlocks, block_count
 from producers.csv import BlockParser
@@ -115,13 +115,8 @@ def loop_rate(settings: Settings, path: Path) -> float:
     directory = settings.directory / "parse"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    url = f"tcp://127.0.0.1:{free_port()}"
     with programs() as started:
-        args = ["serve", "--data-dir", str(directory / "broker"), "--bind", url]
-        broker = Program(
-            "broker", "zmqbroker.cli", [*args, "--admin-bind", f"tcp://127.0.0.1:{free_port()}"], directory, free_port()
-        )
-        started.append(broker)
+        broker, url = start_broker(started, directory)
         broker.wait_ready()
         port = free_port()
         seconds = max(1.0, LOOP_S * settings.scale)

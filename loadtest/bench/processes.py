@@ -118,6 +118,19 @@ def programs() -> Iterator[list[Program]]:
             program.end()
 
 
+def start_broker(started: list[Program], directory: Path, *options: str) -> tuple[Program, str]:
+    """A fresh broker on free ports with its data in ``directory / "broker"``, not waited for, and its address.
+
+    ``started`` is what :func:`programs` ends.
+    """
+    url = f"tcp://127.0.0.1:{free_port()}"
+    arguments = ["serve", "--data-dir", str(directory / "broker"), "--bind", url]
+    arguments += ["--admin-bind", f"tcp://127.0.0.1:{free_port()}", *options]
+    broker = Program("broker", "zmqbroker.cli", arguments, directory, free_port())
+    started.append(broker)
+    return broker, url
+
+
 class Role:
     """A function in a process of its own that says "ready", waits for "go" and returns a result."""
 

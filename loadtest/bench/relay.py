@@ -17,7 +17,7 @@ import numpy as np
 import zmq
 
 from loadtest.bench.frame import Figure, Settings, compare
-from loadtest.bench.processes import Program, Role, free_port, programs
+from loadtest.bench.processes import Role, free_port, programs, start_broker
 from telemetry.batch import Device, DictionaryEncoder, encode
 from zmqbroker.client import Consumer, Producer
 
@@ -57,12 +57,9 @@ def broker_seconds(settings: Settings, payload: bytes, rows: int, count: int) ->
     directory = settings.directory / "relay"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    url = f"tcp://127.0.0.1:{free_port()}"
     with programs() as started:
-        args = ["serve", "--data-dir", str(directory / "data"), "--bind", url]
-        args += ["--admin-bind", f"tcp://127.0.0.1:{free_port()}"]
-        started.append(Program("broker", "zmqbroker.cli", args, directory, free_port()))
-        started[0].wait_ready()
+        broker, url = start_broker(started, directory)
+        broker.wait_ready()
         seconds = between_roles(Role(consume, url, count), Role(produce, url, payload, rows, count))
     shutil.rmtree(directory, ignore_errors=True)
     return seconds

@@ -23,7 +23,7 @@ from loadtest.bench.frame import Figure, Settings, compare
 from loadtest.bench.latency import PATIENCE_S, WARM_UP_S, publish_rows, watch
 from loadtest.bench.pipeline import ROWS as FILE_ROWS
 from loadtest.bench.pipeline import RUN_TIMEOUT_S
-from loadtest.bench.processes import Program, Role, free_port, programs
+from loadtest.bench.processes import Program, Role, free_port, programs, start_broker
 
 BATCH_ROWS: Final = (100, 300, 1_000, 3_000, 10_000)
 LINGER_MS: Final = (5, 20, 100, 250, 500)
@@ -85,12 +85,9 @@ class Stack:
         self.started = started
         self.directory: Path = settings.directory / "tuning"
         self.store, self.url = fresh_store(started, self.directory)
-        self.broker = f"tcp://127.0.0.1:{free_port()}"
-        arguments = ["serve", "--data-dir", str(self.directory / "broker"), "--bind", self.broker, *broker]
-        arguments += ["--admin-bind", f"tcp://127.0.0.1:{free_port()}"]
-        started.append(Program("broker", "zmqbroker.cli", arguments, self.directory, free_port()))
+        program, self.broker = start_broker(started, self.directory, *broker)
         self.store.wait_ready()
-        started[-1].wait_ready()
+        program.wait_ready()
 
     def collector(self, *arguments: str) -> tuple[Program, int]:
         """A collector, and the port of its /stats."""
