@@ -12,9 +12,8 @@ import socket
 import socketserver
 import threading
 import time
-import uuid
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from http.server import BaseHTTPRequestHandler
 from typing import Any, Final
 from wsgiref.types import WSGIApplication
@@ -26,8 +25,10 @@ from clickhouse.embedded.response import Response
 from clickhouse.embedded.sessions import Sessions
 from clickhouse.embedded.space import SpaceGuard
 from clickhouse.embedded.statement import INSERT, StatementError
+from clickhouse.embedded.turns import Turns
 from clickhouse.embedded.users import User, Users
 from clickhouse.embedded.watch import Watcher
+from telemetry.ids import unique_id
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,8 @@ class StoreServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.sessions = Sessions(engine)
         self.space = SpaceGuard(engine)
         self.executor = Executor(engine, self.sessions, self.space)
+        # Two at least: the wake-ups between question and answer leave half of a single place's time unused.
+        self.turns = Turns(max(2, engine.limits.threads))
         self.counters = Counters()
         self.watcher = Watcher(self._hung_up)
         self.body_bytes_max = body_bytes_max
@@ -99,6 +102,8 @@ class StoreServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     def _hung_up(self, query_id: str) -> None:
         self.counters.add(queries_cancelled=1)
+        # It may still wait for its turn.
+        self.engine.kill_announced({query_id})
         self.engine.kill(query_id)
 
     def stop(self, drain_seconds: float) -> int:
@@ -178,7 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         path, params = parse_target(self.path)
         request = Request(self.command, path, self.headers, params, received)  # type: ignore[arg-type]
-        query_id = params.get("query_id") or str(uuid.uuid4())
+        query_id = params.get("query_id") or unique_id()
         engine = server.engine
         response = Response(self.connection.sendall, version=engine.version, head_only=self.command == "HEAD")
         response.close_connection = self.close_connection
@@ -268,8 +273,9 @@ class _Handler(BaseHTTPRequestHandler):
             if cancels:
                 server.watcher.watch_query(self.connection, query_id)
             try:
-                ticket.check()
-                rows = server.executor.run(request, found, user, query_id, response)
+                with server.turns.take() if found.streams else nullcontext():
+                    ticket.check()
+                    rows = server.executor.run(request, found, user, query_id, response)
             finally:
                 if cancels:
                     server.watcher.unwatch_query(self.connection)
