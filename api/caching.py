@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from flask import Response, current_app, request
 from flask_caching import Cache
+from xxhash import xxh3_128_hexdigest
 
 from api.settings import Settings
 from telemetry import metrics
@@ -70,7 +71,7 @@ class AnswerCache:
             response = make()
             if response.status_code == 200 and not response.is_streamed and response.content_length is not None:
                 if response.content_length <= BODY_BYTES_MAX:
-                    response.add_etag()
+                    add_etag(response)
                     entry = (time.time(), response.get_data(), list(response.headers.items()))
                     self._try(lambda: self._cache.set(key, entry, timeout=max(1, round(age_max + 1))))
             return response
@@ -92,6 +93,14 @@ class AnswerCache:
             log.warning("the cache is away: answers are made anew", extra={"reason": str(error)})
             self._away_until = time.monotonic() + AWAY_SECONDS
             return None
+
+
+def add_etag(response: Response) -> None:
+    """The validator of a whole answer: a hash of its body.
+
+    Not werkzeug's SHA-1, which lets go of the interpreter meanwhile and waits for it afterwards (see telemetry.ids).
+    """
+    response.set_etag(xxh3_128_hexdigest(response.get_data()))
 
 
 def cached(seconds: float) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -7,6 +7,7 @@ from flask_limiter import Limiter
 from flask_limiter.util import get_remote_address
 from limits import parse_many
 
+from api.caching import add_etag
 from api.pages import PROBE_PATHS
 from api.settings import Settings
 from telemetry.options import UsageError
@@ -39,7 +40,7 @@ def install_limits(app: Flask, settings: Settings) -> None:
         if response.headers.get("Cache-Control") == "no-store":
             return response
         if "ETag" not in response.headers:
-            response.add_etag()
+            add_etag(response)
         response.headers.setdefault("Cache-Control", "no-cache")
         if "Vary" not in response.headers:
             response.headers["Vary"] = "Accept"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import secrets
 import time
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from api.auth import Keys, admit
 from api.settings import Settings
 from telemetry import metrics
+from telemetry.ids import unique_id
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def install(app: Flask, settings: Settings, registry: CollectorRegistry, keys: K
     def begin() -> None:
         g.started = time.perf_counter()
         given = request.headers.get("X-Request-Id", "")
-        g.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        g.request_id = given if _REQUEST_ID.fullmatch(given) else unique_id()[:16]
         g.client = None
         path = request.path
         # A browser's preflight carries no key; pages hold no data and ask for the key themselves.

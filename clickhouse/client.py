@@ -19,7 +19,6 @@ from __future__ import annotations
 import logging
 import re
 import threading
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -39,6 +38,7 @@ from urllib3.exceptions import HTTPError, NewConnectionError
 
 from clickhouse.address import DEFAULT_DATABASE, DEFAULT_URL, Z_SECONDS, StoreAddress
 from clickhouse.errors import OutcomeUnknown, StoreError, StoreNotReady, StoreRefused, StoreUnavailable, from_code
+from telemetry.ids import unique_id
 
 if TYPE_CHECKING:
     import pyarrow
@@ -73,6 +73,8 @@ logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
 clickhouse_connect.common.set_setting("max_connection_age", 0)
 # One client serves many threads and no temporary tables are used: sessions would only serialise them.
 clickhouse_connect.common.set_setting("autogenerate_session_id", False)
+# A question is named by the server: the driver's way costs each a wait for the interpreter (see telemetry.ids).
+clickhouse_connect.common.set_setting("autogenerate_query_id", False)
 
 
 class InsertSummary(NamedTuple):
@@ -280,7 +282,7 @@ class StoreConnection(_Reader):
             arguments["insert_deduplication_token"] = token
         arguments.update(settings or {})
         # Twice: the embedded engine keeps ids of its own, and every server shows log_comment (see running()).
-        arguments["query_id"] = arguments["log_comment"] = query_id or str(uuid.uuid4())
+        arguments["query_id"] = arguments["log_comment"] = query_id or unique_id()
         compression = None
         body: Any = memoryview(native_block)
         if self.address.compression == "lz4":

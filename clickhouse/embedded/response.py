@@ -8,11 +8,13 @@ result for a whole one.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import secrets
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any, BinaryIO, Final
 
@@ -37,6 +39,18 @@ _STATUS: Final = (
 )  # fmt: skip
 
 
+_TAG_KEY: Final = secrets.token_bytes(16)
+_tags = itertools.count()
+
+
+def _tag() -> str:
+    """What marks an error in the middle of a result: nobody can know it beforehand and put it into the data.
+
+    Asking the kernel for it would make every question wait for the interpreter (see telemetry.ids).
+    """
+    return hashlib.blake2b(next(_tags).to_bytes(8, "little"), key=_TAG_KEY, digest_size=8).hexdigest()
+
+
 def http_status(code: int) -> int:
     """The status that the HTTP interface gives for an error code."""
     return _STATUS.get(code, 500)
@@ -56,7 +70,7 @@ class Response:
         self.started = False
         """The status line has left."""
         self.close_connection = False
-        self.exception_tag = secrets.token_hex(8)
+        self.exception_tag = _tag()
         self._compressor: codecs.Compressor | None = None
         self._held: list[bytes] = []
         self._held_bytes = 0
@@ -132,8 +146,12 @@ class Response:
             return
         size = self._held_bytes + (self._file.tell() if self._file is not None else 0)
         self.headers["Content-Length"] = str(size)
-        self._head(200)
-        if not self._head_only:
+        if self._head_only:
+            self._head(200)
+        elif size <= BUFFER_BYTES:
+            self._head(200, self._held)
+        else:
+            self._head(200)
             if self._file is not None:
                 self._file.seek(0)
                 while block := self._file.read(BUFFER_BYTES):
@@ -163,9 +181,7 @@ class Response:
         self.headers["X-ClickHouse-Exception-Code"] = str(error.code)
         if error.code == 194:
             self.headers["WWW-Authenticate"] = 'Basic realm="ClickHouse server HTTP API"'
-        self._head(http_status(error.code))
-        if not self._head_only:
-            self._send(body)
+        self._head(http_status(error.code), () if self._head_only else (body,))
 
     def discard(self) -> None:
         """Forget what is held."""
@@ -174,7 +190,8 @@ class Response:
             self._file.close()
             self._file = None
 
-    def _head(self, status: int) -> None:
+    def _head(self, status: int, body: Sequence[bytes] = ()) -> None:
+        """Send the headers, and with them what there is of the body: a client that waits is woken once."""
         if self._summary or self._head_open:
             self.headers["X-ClickHouse-Summary"] = _counts(self._summary)
         if "Content-Length" not in self.headers and "Transfer-Encoding" not in self.headers:
@@ -182,7 +199,7 @@ class Response:
         lines = [] if self._head_open else [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
         lines += [f"{name}: {value}" for name, value in self.headers.items()]
         lines.append(f"Connection: {'close' if self.close_connection else 'Keep-Alive'}")
-        self._send("\r\n".join((*lines, "", "")).encode("latin-1", "replace"))
+        self._send(b"".join(("\r\n".join((*lines, "", "")).encode("latin-1", "replace"), *body)))
         self.started, self._head_open = True, False
 
 
