@@ -35,6 +35,7 @@ _METRIC: Final = "toUInt8(indexOf({metrics:Array(String)}, toString(metric)) - 1
 def single(store: NumbersReader, wanted: Filter, *, limit: int, settings: Any = None) -> np.ndarray:
     """Every sample as a POINT, by metric and time, ``limit`` of them at most. ``wanted`` names its metrics."""
     where, params = wanted.where()
+    params["metrics"] = list(wanted.metrics)
     sql = (
         f"SELECT {_METRIC} AS m, toUnixTimestamp64Milli(ts) AS t, value, value, value, toUInt64(1) FROM samples "
         f"WHERE {where} ORDER BY m, ts, value LIMIT {limit:d}"
@@ -49,6 +50,9 @@ def stepped(store: NumbersReader, wanted: Filter, *, step_ms: int, agg: str, set
     """
     where, params = wanted.where()
     params["step"] = step_ms
+    if len(wanted.metrics) == 1 and agg != "rate":
+        return _stepped_alone(store, where, params, step_ms, agg, settings)
+    params["metrics"] = list(wanted.metrics)
     bucket = "intDiv(toUnixTimestamp64Milli(ts), {step:Int64}) * {step:Int64}"
     if agg == "rate":
         # As Prometheus counts: a fall is a reset, after which the counter began again at 0. Divided by the time between
@@ -63,15 +67,35 @@ def stepped(store: NumbersReader, wanted: Filter, *, step_ms: int, agg: str, set
             ") GROUP BY metric, t HAVING sum(elapsed) > 0 ORDER BY m, t"
         )
     else:
-        metric, group = _METRIC, "metric, t"
-        if len(wanted.metrics) == 1:
-            # Nothing to tell apart: that saves a sixth of the time of a chart's usual question.
-            metric, group = "toUInt8(0)", "t"
         sql = (
-            f"SELECT {metric} AS m, {bucket} AS t, {AGGREGATES[agg]}, min(value), max(value), count() "
-            f"FROM samples WHERE {where} GROUP BY {group} ORDER BY m, t"
+            f"SELECT {_METRIC} AS m, {bucket} AS t, {AGGREGATES[agg]}, min(value), max(value), count() "
+            f"FROM samples WHERE {where} GROUP BY metric, t ORDER BY m, t"
         )
     return store.query_numbers(sql, params, settings, POINT)
+
+
+_STEP: Final = np.dtype([(name, POINT[name]) for name in ("t", "value", "low", "high", "samples")])
+"""A POINT of the only metric; ``t`` counts steps."""
+
+
+def _stepped_alone(
+    store: NumbersReader, where: str, params: dict[str, Any], step_ms: int, agg: str, settings: Any
+) -> np.ndarray:
+    """One metric, the usual question of a chart: a plan as small as can be, a fifth less of the store's time.
+
+    Explicit PREWHERE (nothing is left to move there), no sorting, no sums of what numpy sums as well.
+    """
+    sql = (
+        f"SELECT intDiv(toUnixTimestamp64Milli(ts), {{step:Int64}}) AS t, {AGGREGATES[agg]}, min(value), max(value), "
+        f"count() FROM samples PREWHERE {where} GROUP BY t"
+    )
+    found = store.query_numbers(sql, params, settings, _STEP)
+    found = found[np.argsort(found["t"])]
+    points = np.zeros(len(found), POINT)
+    for name in _STEP.fields or ():
+        points[name] = found[name]
+    points["t"] *= step_ms
+    return points
 
 
 RESOLUTIONS: Final = {"1m": ("samples_1m", 60_000), "1h": ("samples_1h", 3_600_000)}
@@ -101,6 +125,7 @@ def rolled(
     begin = -(-wanted.start_ms // bucket_ms) * bucket_ms
     whole = max(begin, (wanted.end_ms + 1) // bucket_ms * bucket_ms)
     who, params = Filter(wanted.gpus, wanted.metrics).where()
+    params["metrics"] = list(wanted.metrics)
     params |= {"start": wanted.start_ms, "begin": begin, "whole": whole, "stop": wanted.end_ms, "step": step_ms}
     params["bucket"] = bucket_ms
     sql = (

@@ -101,7 +101,7 @@ def test_a_store_that_is_away_is_503_and_comes_back_by_itself() -> None:
     ],
 )
 def test_each_failure_of_the_store_has_its_status(error: Exception, status: int) -> None:
-    client = app_on(RecordingStore(**{"FROM samples WHERE": error})).test_client()
+    client = app_on(RecordingStore(**{"FROM samples PREWHERE": error})).test_client()
     answer = client.get("/api/v1/gpus/GPU-1/telemetry")
     assert answer.status_code == status
     assert answer.mimetype == "application/problem+json"
