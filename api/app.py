@@ -112,7 +112,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "COMPRESS_MIN_SIZE": 1000,
         "COMPRESS_LEVEL": 4,
         "COMPRESS_ALGORITHM": ["zstd", "br", "gzip"],
-        "COMPRESS_BR_LEVEL": 4,
+        "COMPRESS_BR_LEVEL": 2,
         "COMPRESS_ZSTD_LEVEL": 3,
         "COMPRESS_STREAMS": False,
     }
@@ -201,5 +201,6 @@ def create_app(
     health.add("collectors", monitor.check_collectors)
     if start_monitor:
         monitor.start()
+        app.extensions["latest"].start()
         alerts.start(settings.alert_seconds)
     return app

@@ -111,10 +111,18 @@ class Latest:
             return table.of_metrics(metrics, since_ms)
         return samples.latest(self._store, (), since_ms=since_ms, metrics=metrics, settings=self._settings)
 
+    def start(self) -> None:
+        """Read the whole look back before anybody asks: under load it takes long, and each GPU is asked for by itself.
+
+        Returns at once. Where the store is away, the first who asks begins it.
+        """
+        if self._renewing.acquire(blocking=False):
+            threading.Thread(target=self._renew_behind, name="latest", daemon=True).start()
+
     def _fresh_table(self) -> Table | None:
         age = self._clock() - self._taken
-        if age > RENEW_SECONDS and age * COST_SHARE >= self._cost_seconds and self._renewing.acquire(blocking=False):
-            threading.Thread(target=self._renew_behind, name="latest", daemon=True).start()
+        if age > RENEW_SECONDS and age * COST_SHARE >= self._cost_seconds:
+            self.start()
         return self._table if age <= AGE_SECONDS else None
 
     def _renew_behind(self) -> None:

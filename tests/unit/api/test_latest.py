@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pyarrow as pa
 
 from api.latest import AGE_SECONDS, Latest
 from clickhouse.queries.inventory import Gpu
+from clickhouse.queries.samples import instant
+from tests.helpers.waiting import eventually
 
 NOW_MS = 1_752_871_354_000
 
@@ -25,11 +28,11 @@ class Samples:
             return [(len(self.rows), max(row[2] for row in self.rows))]
         self.asked.append("one")
         gpus = {params["gpu"]} if "gpu" in params else set(params["gpus"])
-        return self._latest([row for row in self.rows if row[0] in gpus and row[2] >= params["start_ms"]])
+        return self._latest([row for row in self.rows if row[0] in gpus and instant(row[2]) >= params["start"]])
 
     def query_arrow(self, sql: str, params: Any = None, settings: Any = None) -> pa.Table:
         self.asked.append("all")
-        found = self._latest([row for row in self.rows if row[2] >= params["start_ms"]])
+        found = self._latest([row for row in self.rows if instant(row[2]) >= params["start"]])
         return pa.table(dict(zip(("gpu", "metric", "t", "value"), zip(*found, strict=True), strict=True)))
 
     @staticmethod
@@ -94,3 +97,12 @@ def test_what_is_too_old_or_behind_its_gpu_is_asked_of_the_store() -> None:
     store.rows.append((1, "a", NOW_MS + 900, 7.0))
     assert latest.rows([gpu(1, NOW_MS)]) == [(1, "a", NOW_MS + 900, 7.0)]
     assert store.asked.count("one") == 3
+
+
+def test_the_first_look_is_taken_before_anybody_asks() -> None:
+    store = Samples((1, "a", NOW_MS, 0.5))
+    latest = Latest(store, None, Clock())
+    latest.start()
+    eventually(lambda: all(thread.name != "latest" for thread in threading.enumerate()), pause=0.001)
+    assert latest.rows([gpu(1)]) == [(1, "a", NOW_MS, 0.5)]
+    assert store.asked == ["version", "all"]
