@@ -17,6 +17,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from queue import SimpleQueue
+from threading import Thread
 from typing import IO, Any, Final, NamedTuple
 
 from granian.rsgi import HTTPProtocol, ProtocolClosed, Scope, WebsocketMessageType, WebsocketProtocol
@@ -52,7 +55,12 @@ class Bridge:
     ) -> None:
         """``waiting_max``: requests that may wait for a thread; more are refused with 503 at once."""
         self._app = app
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="request")
+        # Not an executor: its two futures, and what ties them together, are a twentieth of a request's time.
+        self._requests: SimpleQueue[tuple[dict[str, Any], asyncio.AbstractEventLoop, asyncio.Future[Answer]] | None]
+        self._requests = SimpleQueue()
+        self._threads = [Thread(target=self._work, name=f"request_{number}", daemon=True) for number in range(threads)]
+        for thread in self._threads:
+            thread.start()
         self._streams = ThreadPoolExecutor(STREAM_THREADS, thread_name_prefix="stream")
         self._waiting_max = waiting_max
         self._body_bytes_max = body_bytes_max
@@ -66,8 +74,9 @@ class Bridge:
             tail.close()
 
     def shutdown(self) -> None:
-        for pool in (self._pool, self._streams):
-            pool.shutdown(wait=False, cancel_futures=True)
+        for _ in range(self._threads):
+            self._requests.put(None)
+        self._streams.shutdown(wait=False, cancel_futures=True)
 
     async def __rsgi__(self, scope: Scope, proto: Any) -> None:
         if scope.proto == "ws":
@@ -110,7 +119,27 @@ class Bridge:
         return None
 
     async def _call(self, environ: dict[str, Any]) -> Answer:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._run, environ)
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[Answer] = loop.create_future()
+        self._requests.put((environ, loop, answered))
+        return await answered
+
+    def _work(self) -> None:
+        while (request := self._requests.get()) is not None:
+            self._answer(*request)
+            del request  # Or it would be kept until the next one comes.
+
+    def _answer(
+        self, environ: dict[str, Any], loop: asyncio.AbstractEventLoop, answered: asyncio.Future[Answer]
+    ) -> None:
+        answer, failure = None, None
+        try:
+            answer = self._run(environ)
+        except BaseException as error:
+            failure = error
+        # The loop is gone where this was the last request of a process that could not wait for it.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(_settle, answered, answer, failure)
 
     def _run(self, environ: dict[str, Any]) -> Answer:
         """Call the application; in a thread of the pool."""
@@ -237,6 +266,16 @@ class Bridge:
         finally:
             gone.cancel()
             proto.close(1001)
+
+
+def _settle(answered: asyncio.Future[Answer], answer: Answer | None, failure: BaseException | None) -> None:
+    """Tell the event loop's side; it may have given the request up."""
+    if answered.done():
+        return
+    if failure is not None:
+        answered.set_exception(failure)
+    elif answer is not None:
+        answered.set_result(answer)
 
 
 async def _until_closed(transport: Any) -> None:
