@@ -3,11 +3,11 @@
 The store, telemetry-api and the load generator are processes of their own on the same machine. Rate: wrk, one thread,
 32 connections, over the GPU list, one GPU and the metric list (answers at most a second old). Latency: Locust, as many
 users as requests a second, who ask the four usual questions of GPUs and ranges at random, each at moments of chance
-(arrivals are those of independent people, and a slow answer does not hold back the next question of another). Beside
-it, what an answer costs the two processes in CPU, and the time of the store's smallest question: its floor. Baseline:
-the same server process around an empty Flask view with a 10 kB body. Deep paging: median of a page of 10 rows by
-cursor, at the beginning of a GPU's rows and at page 10,000. Exports: 10 M rows in each format, and how far the API's
-memory grows meanwhile.
+(arrivals are those of independent people, and a slow answer does not hold back the next question of another), counted
+from when all are connected. Beside it, what an answer costs the two processes in CPU, and the time of the store's
+smallest question: its floor. Baseline: the same server process around an empty Flask view with a 10 kB body. Deep
+paging: median of a page of 10 rows by cursor, at the beginning of a GPU's rows and at page 10,000. Exports: 10 M rows
+in each format, and how far the API's memory grows meanwhile.
 """
 
 from __future__ import annotations
@@ -132,9 +132,13 @@ def _latencies(
         prefix = directory / f"locust-{rate}-{number}"
         command = [sys.executable, "-m", "locust", "-f", str(ROOT / "loadtest" / "locustfile.py"), "UsualQueries"]
         command += ["--headless", "--host", base, "-u", str(rate), "-r", str(rate), "-t", f"{seconds}s"]
+        # As many connections at once are no part of the question.
+        command += ["--reset-stats"]
+        answers_before = _answers(base)
         before = [part.cpu_seconds() for part in parts]
         subprocess.run([*command, "--csv", str(prefix), "--only-summary"], capture_output=True, text=True, check=True)
         after = [part.cpu_seconds() for part in parts]
+        answers = _answers(base) - answers_before
         with Path(f"{prefix}_stats.csv").open(newline="") as lines:
             for row in csv.DictReader(lines):
                 name = "usual" if row["Name"] == "Aggregated" else re.sub(r"\W+", "_", row["Name"].lower())
@@ -142,7 +146,7 @@ def _latencies(
                 if name == "usual":
                     reached.append(float(row["Requests/s"]))
                     for part, begin, end in zip(parts, before, after, strict=True):
-                        cpu_ms[part.name].append(1000 * (end - begin) / int(row["Request Count"]))
+                        cpu_ms[part.name].append(1000 * (end - begin) / answers)
                     if int(row["Failure Count"]):
                         raise RuntimeError(f"{row['Failure Count']} of Locust's requests failed")
     # The rate that is asked for has the plain names, the other ones say theirs.
@@ -153,6 +157,13 @@ def _latencies(
         yield compare("api", f"{name}_p99{at}_ms", "ms", [p99 for _, p99 in values])
     for name, costs in cpu_ms.items():
         yield compare("api", f"usual_{name}_cpu{at}_ms", "ms", costs)
+
+
+def _answers(base: str) -> float:
+    """How many requests the API has answered since its start."""
+    with urllib.request.urlopen(f"{base}/metrics", timeout=60) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("api_requests_total{"))
 
 
 def _deep_paging(base: str, gpu: str) -> Iterator[Figure]:
