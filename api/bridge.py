@@ -74,7 +74,7 @@ class Bridge:
             tail.close()
 
     def shutdown(self) -> None:
-        for _ in range(self._threads):
+        for _ in self._threads:
             self._requests.put(None)
         self._streams.shutdown(wait=False, cancel_futures=True)
 
