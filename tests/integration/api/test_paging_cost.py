@@ -20,7 +20,8 @@ METRICS = [f"METRIC_{number}" for number in range(10)]
 SECONDS = 20_000
 PAGE = 10
 DEEP = 10_000
-START_MS = int(time.time() - 2 * 86_400) * 1000
+START_MS = int(time.time() // 86_400 - 2) * 86_400_000 + 6 * 3_600_000
+"""Within one day, hence one partition, at whatever time of day this runs."""
 
 
 class CountingPool(StorePool):
