@@ -55,7 +55,7 @@ class Bridge:
     ) -> None:
         """``waiting_max``: requests that may wait for a thread; more are refused with 503 at once."""
         self._app = app
-        # Not an executor: its two futures, and what ties them together, are a twentieth of a request's time.
+        # Not an executor: its futures, and what ties them together, cost a sixth of the kept answers (ADR 56).
         self._requests: SimpleQueue[tuple[dict[str, Any], asyncio.AbstractEventLoop, asyncio.Future[Answer]] | None]
         self._requests = SimpleQueue()
         self._threads = [Thread(target=self._work, name=f"request_{number}", daemon=True) for number in range(threads)]

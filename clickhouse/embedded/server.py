@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import socket
 import socketserver
 import threading
@@ -82,7 +83,7 @@ class StoreServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.space = SpaceGuard(engine)
         self.executor = Executor(engine, self.sessions, self.space)
         # Two at least: the wake-ups between question and answer leave half of a single place's time unused.
-        self.turns = Turns(max(2, engine.limits.threads))
+        self.turns = Turns(max(2, os.cpu_count() or 1))
         self.counters = Counters()
         self.watcher = Watcher(self._hung_up)
         self.body_bytes_max = body_bytes_max
